@@ -1,0 +1,60 @@
+"""Tiller's decoder: steer a language model with rewards read off its own forward pass.
+
+The public names load on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from decoder.contracts import (
+        Completion,
+        Reading,
+        RewardSession,
+        Step,
+        TokenEvent,
+        TokenReward,
+        UserError,
+    )
+    from decoder.custom_generate import custom_generate
+    from decoder.decoder import DecodeConfig, Decoder, Generation
+    from decoder.sampling import SamplingConfig
+
+_HOMES = {
+    **dict.fromkeys(
+        ("Completion", "Reading", "RewardSession", "Step", "TokenEvent", "TokenReward", "UserError"),
+        "decoder.contracts",
+    ),
+    "custom_generate": "decoder.custom_generate",
+    **dict.fromkeys(("DecodeConfig", "Decoder", "Generation"), "decoder.decoder"),
+    "SamplingConfig": "decoder.sampling",
+}
+
+__all__ = [
+    "Completion",
+    "DecodeConfig",
+    "Decoder",
+    "Generation",
+    "Reading",
+    "RewardSession",
+    "SamplingConfig",
+    "Step",
+    "TokenEvent",
+    "TokenReward",
+    "UserError",
+    "custom_generate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'decoder' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # also replaces the submodule of the same name, as custom_generate needs
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

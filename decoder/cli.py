@@ -1,0 +1,76 @@
+"""What every command shares: how it ends, and `tiller`, which runs them all by name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+import typer
+
+from decoder.contracts import UserError
+
+# name -> (module with `app`, what it does). Imported only when run, so that --help stays quick.
+COMMANDS = {
+    "generate": ("decoder.generate", "Generate text steered by rewards."),
+    "check": ("decoder.check", "Check a model and a reward: batching, caching, beta 0, vocabulary."),
+    "train-arm": ("rewards.train_arm", "Train a steering reward from your labels."),
+    "bench": ("eval.bench", "Benchmarks: speed of decoding, effect of beta."),
+}
+
+
+def make_app(command: Callable[..., Any]) -> typer.Typer:
+    """Return a one-command typer app; options may be spelled with `_` or `-` alike."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    settings = {
+        "token_normalize_func": lambda name: name.replace("_", "-") if name.startswith("--") else name,
+        "help_option_names": ["-h", "--help"],
+    }
+    app.command(context_settings=settings)(command)
+    return app
+
+
+def run(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
+    """Run an app and exit: 0, 1 for a check that failed, 2 with one line for bad input, 130 for Ctrl-C."""
+    code: Any = 0
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except click.UsageError as error:
+        _complain(error.format_message())
+        code = 2
+    except UserError as error:
+        _complain(str(error))
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; what was finished is kept")
+        code = 130
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> None:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of the console command `tiller`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        sys.argv[:2] = [f"tiller {name}"]
+        run(importlib.import_module(COMMANDS[sys.argv[0].split()[1]][0]).app)
+    listing = "\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())
+    usage = f"usage: tiller COMMAND [OPTIONS]\n\n{listing}\n\ntiller COMMAND --help tells the options."
+    if name in ("-h", "--help"):
+        print(usage)
+        return
+    _complain(f"unknown command {name!r}: choose one of {', '.join(COMMANDS)}")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

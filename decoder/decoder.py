@@ -1,0 +1,211 @@
+"""`Decoder`: a model that generates text under rewards, from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig
+
+from decoder.batching import Batch, plan_batches
+from decoder.contracts import Completion, TokenEvent, TokenReward, UserError
+from decoder.hf_backend import HFBackend, Job
+from decoder.models import DEFAULT_MODEL, LoadedModel, load_model
+from decoder.sampling import SamplingConfig
+from decoder.tokenise import as_prompts, tokenise
+from decoder.weighting import RewardLike, Rewards, WeightedReward, pair_betas, weigh_rewards
+from prompts.reading import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """The numbers of a call, validated on construction; names are `GenerationConfig`'s and ours.
+
+    Raises UserError naming the field, the value seen and what to give instead.
+    """
+
+    sampling: SamplingConfig = SamplingConfig()
+    max_new_tokens: int = 32
+    num_return_sequences: int = 1
+    seed: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be."""
+        for name in ("max_new_tokens", "num_return_sequences", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A prompt and its samples. `text` is the first sample's continuation."""
+
+    prompt: Prompt
+    samples: tuple[Completion, ...]
+
+    @property
+    def text(self) -> str:
+        """Return the first sample's continuation."""
+        return self.samples[0].text
+
+
+class Decoder:
+    """A generator with its tokenizer; rewards are loaded once and shared by all calls.
+
+    >>> decoder = Decoder.from_pretrained()
+    >>> decoder.generate("The new restaurant is", reward="positive", beta=4)[0].text
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.lm, self.tokenizer = loaded.lm, loaded.tokenizer
+        self.backend = HFBackend(loaded.lm, loaded.tokenizer)
+        self._rewards: dict[str, TokenReward] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str = DEFAULT_MODEL,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> Decoder:
+        """Load a generator by alias, directory, GGUF file or hub id. Raises UserError if it cannot."""
+        return cls(
+            load_model(
+                model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+            )
+        )
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        reward: Rewards = None,
+        beta: float | Sequence[float] | None = None,
+        chat: bool = False,
+        trace: bool = False,
+        **generation: Any,
+    ) -> list[Generation]:
+        """Return a `Generation` a prompt, in order.
+
+        prompts: a text, a list of texts, one conversation (list of {"role", "content"}), a list of
+            conversations, or `Prompt`s.
+        reward: a shipped name, "name:beta", a directory, a `TokenReward`, several of these, or
+            {name: beta}. beta: one number or one a reward, 1 by default; negative asks for the opposite.
+        chat: put plain texts through the model's chat template; conversations always are.
+        trace: keep every step's candidates in the completions.
+        generation: max_new_tokens, do_sample, temperature, top_k, top_p, num_return_sequences, seed,
+            batch_size, reward_top_k, or generation_config=; a name given here wins over the config.
+        Raises UserError for anything that cannot be honoured.
+        """
+        config = make_config(generation)
+        texts = as_prompts(prompts)
+        token_ids = self.tokenise(texts, config, chat=chat)
+        rewards = self.weigh(reward, beta)
+        samples: list[list[Completion]] = [[] for _ in texts]
+        for batch in plan_batches([len(ids) for ids in token_ids], config.num_return_sequences, config.batch_size):
+            for completion in self.complete(batch, token_ids, rewards, config, trace=trace):
+                samples[completion.prompt].append(completion)
+        return [
+            Generation(prompt, tuple(sorted(found, key=lambda completion: completion.sample)))
+            for prompt, found in zip(texts, samples, strict=True)
+        ]
+
+    def stream(
+        self,
+        prompt: Any,
+        *,
+        reward: Rewards = None,
+        beta: float | Sequence[float] | None = None,
+        chat: bool = False,
+        unsteered: bool = False,
+        **generation: Any,
+    ) -> Iterator[TokenEvent]:
+        """Yield the tokens of one prompt's samples as they are drawn; arguments as in `generate`.
+
+        Event.row is the sample's number. With `unsteered`, rows 0..N-1 are plain and N..2N-1 steered,
+        over the same candidates and with the same random numbers: the reward is the only difference.
+        """
+        config = make_config(generation)
+        (ids,) = self.tokenise(as_prompts(prompt), config, chat=chat)
+        rewards = self.weigh(reward, beta)
+        samples = list(range(config.num_return_sequences))
+        own = [reward.beta for reward in rewards]
+        betas = [[0.0] * len(own) for _ in samples] * unsteered + [own for _ in samples]
+        rows = [(0, sample) for sample in samples] * (1 + unsteered)
+        yield from self.backend.stream(
+            Job([ids], rows, [0], rewards, config.sampling, config.max_new_tokens, config.seed, betas=betas)
+        )
+
+    def complete(
+        self,
+        batch: Batch,
+        token_ids: Sequence[Sequence[int]],
+        rewards: Sequence[WeightedReward],
+        config: DecodeConfig,
+        *,
+        trace: bool = False,
+    ) -> Iterator[Completion]:
+        """Yield the completions of one planned batch, each as its row ends."""
+        ids = [token_ids[prompt] for prompt in batch.prompts]
+        yield from self.backend.complete(
+            Job(ids, batch.rows, batch.prompts, rewards, config.sampling, config.max_new_tokens, config.seed, trace)
+        )
+
+    def tokenise(self, prompts: Sequence[Prompt], config: DecodeConfig, *, chat: bool) -> list[list[int]]:
+        """Return each prompt's token ids. Raises UserError for one that leaves no room to generate."""
+        limit = self.lm.context_length()
+        return tokenise(self.tokenizer, prompts, chat=chat, room=config.max_new_tokens, context_length=limit)
+
+    def weigh(self, reward: Rewards, beta: float | Sequence[float] | None = None) -> list[WeightedReward]:
+        """Return the rewards that act in a call, loaded and checked against the model."""
+        return weigh_rewards(pair_betas(reward, beta), self.load_reward)
+
+    def load_reward(self, reward: RewardLike) -> TokenReward:
+        """Return a reward ready for this model, by shipped name or directory (kept), or the object itself."""
+        from rewards.load import load_reward
+
+        if isinstance(reward, TokenReward):
+            return reward
+        if str(reward) not in self._rewards:
+            self._rewards[str(reward)] = load_reward(reward, self.lm)
+        return self._rewards[str(reward)]
+
+
+def make_config(generation: Mapping[str, Any]) -> DecodeConfig:
+    """Return the numbers of a call from keyword arguments, after those of a `generation_config`.
+
+    Raises UserError for a name that is not known, with the nearest ones, and for a config that asks for
+    what this loop does not do (beams, penalties, stop strings and the like).
+    """
+    given = dict(generation)
+    base = given.pop("generation_config", None)
+    given = {**({} if base is None else _from_generation_config(base)), **given}
+    sampling = {field.name for field in dataclasses.fields(SamplingConfig)}
+    known = sampling | {field.name for field in dataclasses.fields(DecodeConfig)} - {"sampling"}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"unknown generation argument {name!r}: {hint}known are {', '.join(sorted(known))}")
+    chosen = SamplingConfig(**{k: v for k, v in given.items() if k in sampling})
+    return DecodeConfig(chosen, **{k: v for k, v in given.items() if k not in sampling})
+
+
+def _from_generation_config(config: GenerationConfig) -> dict[str, Any]:
+    honoured = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}
+    told = {k: v for k, v in config.to_diff_dict().items() if v is not None}
+    harmless = {"transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states"}
+    ids = {"bos_token_id", "eos_token_id", "pad_token_id"}
+    other = sorted(set(told) - honoured - harmless - ids)
+    if other:
+        raise UserError(f"generation_config asks for {', '.join(other)}, which this loop does not do: unset it")
+    return {"do_sample": False, **{k: v for k, v in told.items() if k in honoured}}
+
+

@@ -1,0 +1,153 @@
+"""The transformers backend: token ids in, completions or streamed tokens out, by the decode loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from decoder.contracts import Completion, Step, TokenEvent
+from decoder.lm import CausalLM
+from decoder.loop import Rows, decode
+from decoder.replay import left_pad
+from decoder.sampling import SamplingConfig, draw_uniforms
+from decoder.trace import trace_rows
+from decoder.weighting import WeightedReward
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Rows to decode together.
+
+    prompt_ids: P rows of token ids. rows: B pairs (position in prompt_ids, sample index), ascending by
+    prompt. prompt_numbers: P numbers that name the prompts in the completions. betas: for each row one
+    strength a reward; None takes the rewards' own.
+    """
+
+    prompt_ids: Sequence[Sequence[int]]
+    rows: Sequence[tuple[int, int]]
+    prompt_numbers: Sequence[int]
+    rewards: Sequence[WeightedReward]
+    sampling: SamplingConfig
+    max_new_tokens: int
+    seed: int
+    trace: bool = False
+    betas: Sequence[Sequence[float]] | None = None
+
+
+class HFBackend:
+    """Decodes jobs on a transformers model in this process."""
+
+    provides = frozenset({"token_reward", "stream", "trace"})
+
+    def __init__(self, lm: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.lm = lm
+        self.tokenizer = tokenizer
+        self.stop_ids = torch.tensor(_stop_ids(lm, tokenizer), dtype=torch.long, device=lm.device)
+
+    def steps(self, job: Job) -> Iterator[Step]:
+        """Yield the job's decode steps."""
+        ids, mask = left_pad(job.prompt_ids, self.lm.device)
+        streams = [(job.prompt_ids[prompt], sample) for prompt, sample in job.rows]
+        own = [reward.beta for reward in job.rewards]
+        betas = torch.tensor(job.betas if job.betas is not None else [own] * len(job.rows))
+        rows = Rows(
+            ids,
+            mask,
+            torch.tensor([prompt for prompt, _ in job.rows], device=self.lm.device),
+            draw_uniforms(job.seed, streams, job.max_new_tokens).to(self.lm.device),
+            betas.reshape(len(job.rows), len(own)).to(self.lm.device),
+        )
+        rewards = [reward.reward for reward in job.rewards]
+        return decode(self.lm, rows, rewards, job.sampling, stop_ids=self.stop_ids, trace=job.trace)
+
+    def complete(self, job: Job) -> Iterator[Completion]:
+        """Yield each row's completion as the row ends."""
+        shape = len(job.rows), job.max_new_tokens
+        tokens = torch.zeros(shape, dtype=torch.long, device=self.lm.device)
+        rewards = torch.zeros(*shape, len(job.rewards), device=self.lm.device)
+        traces: list[list[dict[str, object]]] = [[] for _ in job.rows]
+        for step in self.steps(job):
+            tokens[step.rows, step.index] = step.token_ids
+            rewards[step.rows, step.index] = chosen_rewards(step)
+            if job.trace:
+                trace_rows(step, [reward.name for reward in job.rewards], self.tokenizer, traces)
+            if any(step.finished):
+                numbers = step.rows.tolist()
+                for row in (n for n, end in zip(numbers, step.finished, strict=True) if end):
+                    length = step.index + 1
+                    yield self._completion(job, row, tokens[row, :length], rewards[row, :length], traces[row])
+
+    def stream(self, job: Job) -> Iterator[TokenEvent]:
+        """Yield every token of every row as it is drawn."""
+        strengths = torch.tensor([reward.beta for reward in job.rewards], device=self.lm.device).abs()
+        pieces = [TextStream(self.tokenizer) for _ in job.rows]
+        for step in self.steps(job):
+            values, shifts = chosen_rewards(step).tolist(), shift(step, strengths).tolist()
+            for i, (row, token) in enumerate(zip(step.rows.tolist(), step.token_ids.tolist(), strict=True)):
+                reason = self._reason(token) if step.finished[i] else None
+                text = pieces[row].add(token, last=reason is not None)
+                named = {r.name: v for r, v in zip(job.rewards, values[i], strict=True)}
+                yield TokenEvent(row, step.index, token, text, named, shifts[i], reason)
+
+    def _completion(
+        self, job: Job, row: int, tokens: Tensor, rewards: Tensor, trace: list[dict[str, object]]
+    ) -> Completion:
+        prompt, sample = job.rows[row]
+        ids, values = tokens.tolist(), rewards.tolist()
+        named = {r.name: tuple(v[i] for v in values) for i, r in enumerate(job.rewards)}
+        total = sum(abs(r.beta) * named[r.name][-1] for r in job.rewards) if job.rewards else None
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Completion(
+            job.prompt_numbers[prompt], sample, text, tuple(ids), self._reason(ids[-1]), named, total,
+            tuple(trace) if job.trace else None,
+        )  # fmt: skip
+
+    def _reason(self, last_token: int) -> str:
+        return "stop" if last_token in self.stop_ids.tolist() else "length"
+
+
+def chosen_rewards(step: Step) -> Tensor:
+    """Return each reward's r of the drawn tokens, (B, M) float32."""
+    index = step.chosen[:, None, None].expand(-1, 1, step.rewards.shape[-1])
+    return step.rewards.gather(1, index)[:, 0] if step.rewards.shape[-1] else step.rewards[:, 0]
+
+
+def shift(step: Step, strengths: Tensor) -> Tensor:
+    """Return log P(token) with the rewards at `strengths` (M,) minus without, over the candidates, (B,)."""
+    if not len(strengths):
+        return torch.zeros(len(step.token_ids))
+    steered = step.base_logits + step.rewards @ strengths
+    change = steered.log_softmax(-1) - step.base_logits.log_softmax(-1)
+    return change.gather(1, step.chosen[:, None])[:, 0]
+
+
+class TextStream:
+    """Turns a row's token ids into text piece by piece; a piece waits until its character is whole."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._shown: list[int] = []  # the ids of the last piece: decoders look at what stands before
+        self._waiting: list[int] = []
+
+    def add(self, token_id: int, *, last: bool) -> str:
+        """Return what can be shown after this token, "" while a character is incomplete."""
+        self._waiting.append(token_id)
+        before, after = self._decode(self._shown), self._decode(self._shown + self._waiting)
+        if after.endswith("\N{REPLACEMENT CHARACTER}") and not last:
+            return ""
+        self._shown, self._waiting = self._waiting, []
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _stop_ids(lm: CausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that end a text: the model's own generation settings first, then the tokenizer."""
+    stop = lm.model.generation_config.eos_token_id if lm.model.generation_config else None
+    stop = tokenizer.eos_token_id if stop is None else stop
+    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)

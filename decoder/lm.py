@@ -1,0 +1,125 @@
+"""A causal language model with its cache, mask and taps. The only file that touches the cache API."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from decoder.contracts import ModelIdentity, Reading, UserError
+
+
+@dataclass(frozen=True, slots=True)
+class CausalLM:
+    """A transformers causal language model, ready to be read; immutable, shared by every call."""
+
+    model: PreTrainedModel
+    identity: ModelIdentity
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def output_embeddings(self) -> Tensor:
+        """The e(v) of every token, (V, d) in the model's dtype: the rows of the unembedding."""
+        return self.model.get_output_embeddings().weight
+
+    def context_length(self) -> int | None:
+        """Return the most tokens the model can read, or None where its configuration sets no limit."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def start(self, layers: tuple[int, ...] = ()) -> LMSession:
+        """Open a decode that hands out the states of `layers`. Raises UserError for a layer it lacks."""
+        wrong = [layer for layer in layers if not 0 <= layer <= self.identity.num_layers]
+        if wrong:
+            raise UserError(
+                f"layer {wrong[0]} does not exist: {self.identity.name} has layers 0 to "
+                f"{self.identity.num_layers} (0 is the embedding output); choose one of those"
+            )
+        return LMSession(self.model, layers)
+
+
+class LMSession:
+    """One decode's cache, mask and positions: born in `CausalLM.start`, dead with the decode."""
+
+    def __init__(self, model: PreTrainedModel, layers: tuple[int, ...]) -> None:
+        self._model = model
+        self._layers = layers
+        self._cache = DynamicCache(config=model.config)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._mask: Tensor | None = None  # (B, T) int64; None while no row is padded
+        self._lengths = torch.empty(0)  # (B,) int64, real tokens read so far
+
+    def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
+        """Read left-padded prompts: ids (B, T) int64, mask (B, T) bool. Lengths come from the mask."""
+        self._mask = None if bool(prompt_mask.all()) else prompt_mask.long()
+        self._lengths = prompt_mask.sum(-1)
+        positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
+        return self._forward(prompt_ids, positions, prompt_mask)
+
+    def feed(self, token_ids: Tensor) -> Reading:
+        """Read one more token a row, (B,) int64."""
+        real = torch.ones_like(token_ids)[:, None]
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, real], dim=1)
+        positions = self._lengths[:, None]
+        self._lengths = self._lengths + 1
+        return self._forward(token_ids[:, None], positions, real.bool())
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the rows (B',) int64, in that order; a row may repeat."""
+        self._cache.batch_select_indices(rows)
+        self._lengths = self._lengths[rows]
+        if self._mask is not None:
+            self._mask = self._mask[rows]
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Reading:
+        output = self._model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+            output_hidden_states=bool(self._layers),
+            **({"position_ids": positions} if self._takes_positions else {}),
+        )
+        taps = {layer: output.hidden_states[layer] for layer in self._layers}
+        return Reading(output.logits[:, -1].float(), taps, mask)
+
+
+def identify(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> ModelIdentity:
+    """Return what a saved head must agree on; without a tokenizer its hash is "", which means unknown."""
+    config = model.config.get_text_config()
+    return ModelIdentity(
+        name=name,
+        architecture=type(model).__name__,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        vocab_size=model.get_output_embeddings().weight.shape[0],
+        tokenizer_hash="" if tokenizer is None else hash_tokenizer(tokenizer),
+        weights=hash_weights(model),
+    )
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of the vocabulary: two tokenizers share it when every id means the same piece."""
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(repr(pieces).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@torch.no_grad()
+def hash_weights(model: nn.Module) -> str:
+    """Return a digest of a sample of every parameter, the same for a float32 model and its bfloat16 copy."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        sample = parameter.detach().flatten()[:64].to("cpu", torch.bfloat16)
+        digest.update(name.encode() + sample.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,227 @@
+"""Read prompts from arguments, files or standard input: plain text a line, or JSONL.
+
+Every mistake in the input is a `UserError` of one line that names the place, so that a typing error
+on line 7 is found before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from decoder.contracts import UserError
+
+MAX_LINE_BYTES = 1_000_000
+FORMS = (
+    'use {"prompt": "..."}, {"prompt": {"text": "..."}}, {"prompt": [messages]} or {"messages": [...]}, '
+    'with messages like {"role": "user", "content": "..."}'
+)
+_BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt: either `text` to continue, or `messages` for a chat template.
+
+    id: unique among the prompts of one run; names the prompt in the output.
+    source: where it was read ("FILE, line 7"), for messages to people; no part of equality.
+    """
+
+    id: str
+    text: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.messages is None):
+            raise ValueError(f"prompt {self.id!r}: give exactly one of text and messages")
+
+    def record(self) -> dict[str, Any]:
+        """Return the JSON object that stands under "prompt" in the output."""
+        if self.messages is None:
+            return {"text": self.text}
+        return {"messages": list(self.messages)}
+
+
+def from_arguments(texts: Iterable[str]) -> list[Prompt]:
+    """Return one prompt for each text, with ids "0", "1", ...; an empty one is a `UserError`."""
+    return [
+        from_value(text, prompt_id=str(index), source=f"prompt argument {index + 1}")
+        for index, text in enumerate(texts)
+    ]
+
+
+def read(path: Path | str) -> list[Prompt]:
+    """Return the prompts of a file, or of standard input for "-", in order.
+
+    JSONL where the name ends in .jsonl or .json, else where the first line with anything on it starts
+    with "{"; plain text otherwise. Refuses with a `UserError` naming file and line: a file that is
+    missing, empty or unreadable, invalid UTF-8, broken JSON or JSON of another shape, an empty prompt,
+    an id seen before, and a line of more than 1 MB.
+    """
+    name = "standard input" if str(path) == "-" else str(path)
+    as_json = True if Path(path).suffix.lower() in (".jsonl", ".json") else None
+    try:
+        with _open(path) as stream:
+            found = _unique(_prompts(_lines(stream, name), name, as_json))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot read prompts from {name}: {reason}; check the path") from None
+    if not found:
+        raise UserError(f"{name} is empty: there are no prompts in it; write one prompt a line")
+    return found
+
+
+def from_value(value: object, *, prompt_id: str, source: str) -> Prompt:
+    """Return the prompt that a string, {"text": ...}, {"messages": ...} or a list of messages stands for."""
+    text, messages = value, value
+    if isinstance(value, Mapping):
+        text, messages = value.get("text"), value.get("messages")
+    if isinstance(text, str):
+        return Prompt(id=prompt_id, text=_checked_text(text, source), source=source)
+    if isinstance(messages, list | tuple):
+        return Prompt(id=prompt_id, messages=_checked_messages(messages, source), source=source)
+    raise UserError(f"{source}: this is no prompt: {_shown(value)}; {FORMS}")
+
+
+def _open(path: Path | str) -> AbstractContextManager[BinaryIO]:
+    """Open the bytes; standard input stays open afterwards."""
+    if str(path) != "-":
+        return open(path, "rb")
+    if sys.stdin is None or sys.stdin.closed:
+        raise UserError("standard input is closed; name a file instead of -")
+    return nullcontext(sys.stdin.buffer)
+
+
+def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text without its line end), holding one line at a time."""
+    number = 0
+    while raw := stream.readline(MAX_LINE_BYTES + len(b"\r\n")):
+        number += 1
+        where = f"{name}, line {number}"
+        raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+        if len(raw) > MAX_LINE_BYTES:
+            raise UserError(f"{where}: more than {MAX_LINE_BYTES} bytes; shorten it or split it")
+        text = _decoded(raw, where)
+        yield number, text.removeprefix(_BOM) if number == 1 else text
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: invalid UTF-8, byte 0x{raw[error.start]:02x} at offset {error.start} of the line; "
+            "save the file as UTF-8"
+        ) from None
+
+
+def _prompts(lines: Iterable[tuple[int, str]], name: str, as_json: bool | None) -> Iterator[Prompt]:
+    """Yield the prompts. A blank line is an empty prompt in plain text, unless only blank ones follow."""
+    blank = 0
+    for number, line in lines:
+        if not line.strip():
+            blank = blank or number
+            continue
+        if as_json is None:
+            as_json = line.lstrip().startswith("{")
+        where = f"{name}, line {number}"
+        if as_json:
+            yield _from_json(line, str(number - 1), where)
+        elif blank:
+            raise UserError(f"{name}, line {blank}: empty prompt; delete the blank line")
+        else:
+            yield from_value(line, prompt_id=str(number - 1), source=where)
+
+
+def _from_json(line: str, default_id: str, where: str) -> Prompt:
+    record = _parsed(line, where)
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: a prompt must be an object, not {_shown(record)}; {FORMS}")
+    present = [key for key in ("prompt", "messages") if key in record]
+    if len(present) != 1:
+        seen = "both" if present else f"neither, only the keys {_shown(list(record))}"
+        raise UserError(f'{where}: expected one of "prompt" and "messages", found {seen}; {FORMS}')
+    value = record["prompt"] if "prompt" in record else {"messages": record["messages"]}
+    return from_value(value, prompt_id=_id_of(record, default_id, where), source=where)
+
+
+def _parsed(line: str, where: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: broken JSON ({error.msg} at column {error.colno}): {_shown(line)}; "
+            "write one whole JSON object a line"
+        ) from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: JSON nested too deeply or with too long a number; {FORMS}") from None
+
+
+def _id_of(record: Mapping[str, object], default: str, where: str) -> str:
+    for key in ("id", "md5_hash"):
+        value = record.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise UserError(f'{where}: "{key}" must be a string, not {_shown(value)}; put it in quotes')
+        return _checked_text(str(value), where, what=f'"{key}"')
+    return default
+
+
+def _checked_messages(messages: Sequence[object], where: str) -> tuple[dict[str, Any], ...]:
+    if not messages:
+        raise UserError(f"{where}: the list of messages is empty; {FORMS}")
+    checked = tuple(_checked_message(each, f"{where}, message {i}") for i, each in enumerate(messages, 1))
+    _checked_text(checked[-1]["content"], where, what="last message")
+    return checked
+
+
+def _checked_message(message: object, where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise UserError(f"{where}: a message must be an object, not {_shown(message)}; {FORMS}")
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise UserError(f'{where}: "{key}" must be a string, not {_shown(message.get(key))}; {FORMS}')
+    _checked_text(message["role"], where, what='"role"')
+    _encodable(message["content"], where)
+    return dict(message)
+
+
+def _checked_text(text: str, where: str, what: str = "prompt") -> str:
+    if not text.strip():
+        raise UserError(f"{where}: empty {what} ({text!r}); write some text there or take it out")
+    return _encodable(text, where)
+
+
+def _encodable(text: str, where: str) -> str:
+    """Return the text; refuse lone surrogates, which no tokenizer takes (bad bytes in an argument)."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        bad = ascii(text[error.start])
+        raise UserError(f"{where}: invalid Unicode, {bad} at character {error.start}; send UTF-8") from None
+    return text
+
+
+def _unique(prompts: Iterable[Prompt]) -> list[Prompt]:
+    first: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if prompt.id in first:
+            raise UserError(
+                f"{prompt.source}: the id {_shown(prompt.id)} was used before, at {first[prompt.id].source}; "
+                "make the ids unique or leave them out"
+            )
+        first[prompt.id] = prompt
+    return list(first.values())
+
+
+def _shown(value: object) -> str:
+    """Return the value as a reader can recognise it, on one line of at most 60 characters."""
+    text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

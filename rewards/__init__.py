@@ -1,0 +1,1 @@
+"""Rewards: how good each next token, or a whole sample, would be."""

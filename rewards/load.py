@@ -1,0 +1,52 @@
+"""Find a reward by name, directory or object, and load it for a generator."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any
+
+from decoder.contracts import TokenReward, UserError
+from decoder.lm import CausalLM
+from rewards import artefact
+
+KINDS = {"tap_arm": "rewards.arm:TapArm"}
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the rewards that come with the project."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def find(reward: str | Path) -> Path:
+    """Return the directory of a shipped name or a path. Raises UserError with the nearest names."""
+    path = Path(reward)
+    if path.is_dir():
+        return path
+    if (SHIPPED / str(reward) / "config.json").is_file() and str(reward) in shipped_names():
+        return SHIPPED / str(reward)
+    names = shipped_names()
+    near = difflib.get_close_matches(str(reward), names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(
+        f"unknown reward {str(reward)!r}: {hint}shipped are {', '.join(names) or 'none'}; "
+        "anything else must be a directory written by rewards.train_arm"
+    )
+
+
+def load_reward(reward: str | Path | TokenReward, lm: CausalLM) -> TokenReward:
+    """Return a reward ready for this generator: by shipped name, directory, or the object itself."""
+    if not isinstance(reward, str | Path):
+        return reward
+    directory = find(reward)
+    return _class_of(directory).from_pretrained(directory, lm)
+
+
+def _class_of(directory: Path) -> Any:
+    kind = artefact.read_config(directory)["kind"]
+    if kind not in KINDS:
+        raise UserError(f"{directory} is of unknown kind {kind!r}: this version knows {', '.join(KINDS)}")
+    module, name = KINDS[kind].split(":")
+    return getattr(importlib.import_module(module), name)
