@@ -86,6 +86,11 @@ class TokenReward(Protocol):
     """Weights: immutable, loaded once, shared by every call."""
 
     @property
+    def digest(self) -> str:
+        """What tells these weights from others in the fingerprint of a run."""
+        ...
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The taps its sessions read, numbered as in `Reading.taps`."""
         ...

@@ -45,19 +45,21 @@ def rank_auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
-def calibration_error(probabilities: Floats, labels: Floats, weights: Floats) -> float:
-    """Return the weighted mean over bins of |mean probability - mean label|; all (M,)."""
+def calibration_error(probabilities: Floats, weights: Floats, targets: Floats) -> float:
+    """Return the weighted mean over bins of |mean probability - mean target|; all (M,)."""
     bins = np.minimum((probabilities * N_BINS).astype(int), N_BINS - 1)
-    gaps = np.bincount(bins, weights * (probabilities - labels), minlength=N_BINS)
+    gaps = np.bincount(bins, weights * (probabilities - targets), minlength=N_BINS)
     return float(np.abs(gaps).sum() / weights.sum())
 
 
-def class_weights(labels: Floats) -> Floats:
-    """Return a weight a text, (M,), that makes both classes weigh the same; labels may be soft."""
-    share = labels.mean()
-    if not 0 < share < 1:
-        return np.ones_like(labels)
-    return labels * 0.5 / share + (1 - labels) * 0.5 / (1 - share)
+def balance(labels: Floats, share: float) -> tuple[Floats, Floats]:
+    """Return weights (M,) and targets (M,) under which both classes weigh the same.
+
+    labels: in [0, 1]. share: their mean over the training texts. weight * BCE(p, target) is then the
+    cross-entropy with 0.5 / share on the positive part of each label and 0.5 / (1 - share) on the rest.
+    """
+    positive, negative = labels * 0.5 / share, (1 - labels) * 0.5 / (1 - share)
+    return positive + negative, positive / (positive + negative)
 
 
 def measure(log_odds: Floats, lengths: Ints, labels: Floats) -> list[Measures]:
@@ -96,5 +98,5 @@ def _measure(prefix: str, log_odds: Floats, labels: Floats) -> Measures:
         rank_auc(log_odds, positive) if both else None,
         float(right.mean()),
         sum(recalls) / 2 if both else None,
-        calibration_error(probabilities, labels, class_weights(labels)) if both else None,
+        calibration_error(probabilities, *balance(labels, labels.mean())) if both else None,
     )

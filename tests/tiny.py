@@ -108,7 +108,7 @@ def tiny_gpt2(
 def tiny_qwen2(
     vocab: int = VOCAB, hidden: int = 32, layers: int = 4, *, heads: int = 4, seed: int = 0
 ) -> Qwen2ForCausalLM:
-    """Return a Qwen2: attention biases, embeddings not tied."""
+    """Return a Qwen2: embeddings not tied, a tokenizer class of its own when loaded from a directory."""
     config = Qwen2Config(
         vocab_size=vocab,
         hidden_size=hidden,

@@ -1,0 +1,236 @@
+"""Fit a tap ARM to labelled texts whose states have been read.
+
+Loss: binary cross-entropy at every token, weighted 2t / (l(l+1)) over the l tokens of a text (the
+cumulative loss of RAD, arXiv 2310.09520), both classes weighing the same. States and embeddings are
+standardised for the fit; that, and the calibration afterwards, is folded into the saved weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from rewards.arm import ArmConfig, ArmHead
+from rewards.features import TokenStates
+from rewards.measure_arm import balance
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Texts, labels, and which of them are for what.
+
+    states: of M texts. embeddings: (V, d) the generator's output embeddings. labels: (M,) float64 in
+    [0, 1]. train, validation: int64 text numbers, disjoint.
+    """
+
+    states: TokenStates
+    embeddings: Tensor
+    labels: NDArray[np.float64]
+    train: Tensor
+    validation: Tensor
+
+    def balanced(self) -> tuple[Tensor, Tensor]:
+        """Return weights and targets (M,) float32 under which the classes of the training texts balance."""
+        weights, targets = balance(self.labels, float(self.labels[self.train.numpy()].mean()))
+        return torch.from_numpy(weights).float(), torch.from_numpy(targets).float()
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The numbers of one fit. A text is a sample: batch_size counts texts."""
+
+    weight_decay: float = 0.01
+    epochs: int = 6
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What standardises states (n_taps * d,) and embeddings (d,)."""
+
+    state_mean: Tensor
+    state_std: Tensor
+    embedding_mean: Tensor
+    embedding_std: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted head that reads plain features, calibrated, and how it came about.
+
+    loss: on the validation texts, before calibration. epoch: of the weights kept, from 1.
+    """
+
+    head: ArmHead
+    loss: float
+    epoch: int
+    temperature: float
+    bias: float
+
+
+def fit(task: Task, arm: ArmConfig, recipe: Recipe, on_epoch: Callable[[int], None] = lambda _: None) -> Fit:
+    """Return the head of the epoch with the lowest validation loss, folded and calibrated."""
+    torch.manual_seed(recipe.seed)
+    head, scale = ArmHead(arm), measure_scale(task, arm.layers)
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    for epoch, _ in enumerate(_epochs(head, scale, task, recipe), start=1):
+        loss = validation_loss(head, scale, task)
+        if best is None or loss < best[0]:
+            best = (loss, epoch, copy.deepcopy(head.state_dict()))
+        on_epoch(epoch)
+    assert best is not None
+    head.load_state_dict(best[2])
+    folded = fold(head, scale)
+    temperature, bias = calibrate(folded, task)
+    return Fit(folded.eval().requires_grad_(False), best[0], best[1], temperature, bias)
+
+
+def _epochs(head: ArmHead, scale: Scale, task: Task, recipe: Recipe) -> Iterator[None]:
+    """Train the head in place, stopping after every epoch."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    weights, targets = task.balanced()
+    optimiser = torch.optim.AdamW(head.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    n_steps = recipe.epochs * -(-len(task.train) // recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=n_steps, pct_start=0.1
+    )
+    for _ in range(recipe.epochs):
+        order = task.train[torch.randperm(len(task.train), generator=generator)]
+        for texts in order.split(recipe.batch_size):
+            scores = log_odds(head, task.states, task.embeddings, texts, scale)
+            loss = cumulative_loss(scores, task.states.lengths[texts], targets[texts], weights[texts])
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+        yield
+
+
+def cumulative_loss(scores: Tensor, lengths: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean over texts (B,) of the loss of their tokens, scores (n,), weighted 2t / (l(l+1))."""
+    token_weights = (weights.repeat_interleave(lengths) * position_weights(lengths)).to(scores.dtype)
+    token_targets = targets.repeat_interleave(lengths).to(scores.dtype)
+    return binary_cross_entropy_with_logits(scores, token_targets, token_weights, reduction="sum") / len(lengths)
+
+
+def position_weights(lengths: Tensor) -> Tensor:
+    """Return 2t / (l(l+1)) for t = 1..l of every text, (n,) float32; they sum to one over a text."""
+    first = lengths.cumsum(0) - lengths
+    t = torch.arange(int(lengths.sum())) - first.repeat_interleave(lengths) + 1
+    return t * (2.0 / (lengths * (lengths + 1))).repeat_interleave(lengths)
+
+
+def log_odds(
+    head: ArmHead, states: TokenStates, embeddings: Tensor, texts: Tensor, scale: Scale | None = None
+) -> Tensor:
+    """Return s of every token of the texts (B,), (n,) float32, as a decode would have seen it.
+
+    scale: what the head was fitted under; None for a folded head.
+    """
+    rows, positions = states.rows_of(texts)
+    h = torch.cat([states.taps[layer][rows].float() for layer in head.config.layers], -1)  # (n, n_taps * d)
+    e = embeddings[states.next_ids[rows]].float()  # (n, d)
+    if scale is not None:
+        h = (h - scale.state_mean) / scale.state_std
+        e = (e - scale.embedding_mean) / scale.embedding_std
+    state = head.state(h)
+    if head.summary is not None:
+        state = state + running_mean(head.summary(h), positions)
+    return ArmHead.score(state, head.vocabulary(e)[:, None])[:, 0]
+
+
+def running_mean(projected: Tensor, positions: Tensor) -> Tensor:
+    """Return the mean over each text's rows so far, (n, R+1); positions (n,) start at 0 in every text."""
+    total = projected.cumsum(0)
+    start = torch.arange(len(positions)) - positions
+    before = (total - projected)[start]  # what the texts in front add up to
+    return (total - before) / (positions + 1)[:, None]
+
+
+@torch.no_grad()
+def score_texts(head: ArmHead, task: Task, texts: Tensor, scale: Scale | None = None) -> Tensor:
+    """Return s of every token of the texts, (n,) float32, in their order."""
+    parts = texts.split(256)
+    return torch.cat([log_odds(head, task.states, task.embeddings, part, scale) for part in parts])
+
+
+def validation_loss(head: ArmHead, scale: Scale, task: Task) -> float:
+    """Return the loss over the validation texts."""
+    weights, targets = task.balanced()
+    texts = task.validation
+    scores = score_texts(head, task, texts, scale)
+    return float(cumulative_loss(scores, task.states.lengths[texts], targets[texts], weights[texts]))
+
+
+def measure_scale(task: Task, layers: tuple[int, ...]) -> Scale:
+    """Return mean and standard deviation of the training states and of the vocabulary's embeddings."""
+    total = torch.zeros(2, task.embeddings.shape[1] * len(layers), dtype=torch.float64)
+    count = 0
+    for texts in task.train.split(256):
+        rows = task.states.rows_of(texts)[0]
+        h = torch.cat([task.states.taps[layer][rows].float() for layer in layers], -1)
+        total += torch.stack([h.sum(0), h.square().sum(0)])
+        count += len(rows)
+    mean = total[0] / count
+    std = (total[1] / count - mean.square()).clamp(min=1e-8).sqrt()
+    embeddings = task.embeddings.float()
+    return Scale(
+        mean.float(), std.float(), embeddings.mean(0), embeddings.std(0, correction=0).clamp(min=1e-6)
+    )
+
+
+@torch.no_grad()
+def fold(head: ArmHead, scale: Scale) -> ArmHead:
+    """Return the head that says the same of plain features as this one of standardised ones."""
+    folded = copy.deepcopy(head).double()
+    for linear in (folded.state, folded.summary):
+        if linear is not None:
+            linear.weight /= scale.state_std
+            # The mean of a constant is the constant: the summary's shift joins the state's bias.
+            folded.state.bias -= linear.weight @ scale.state_mean.double()
+    folded.vocabulary.weight /= scale.embedding_std
+    folded.vocabulary.bias -= folded.vocabulary.weight @ scale.embedding_mean.double()
+    return folded.float()
+
+
+def calibrate(head: ArmHead, task: Task) -> tuple[float, float]:
+    """Turn s into s / T + b in place, with the T and b of the lowest validation loss; return both."""
+    weights, targets = task.balanced()
+    texts = task.validation
+    scores, lengths = score_texts(head, task, texts).double(), task.states.lengths[texts]
+    log_temperature, bias = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    optimiser = torch.optim.LBFGS([log_temperature, bias], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        calibrated = scores / log_temperature.exp() + bias
+        loss = cumulative_loss(calibrated, lengths, targets[texts], weights[texts])
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[arg-type]
+    found = float(log_temperature.detach().clamp(-3, 3).exp()), float(bias.detach())
+    rescale(head, *found)
+    return found
+
+
+@torch.no_grad()
+def rescale(head: ArmHead, temperature: float, bias: float) -> None:
+    """Make the head say s / temperature + bias. Its products scale with the state side alone."""
+    for linear in (head.state, head.summary):
+        if linear is not None:
+            linear.weight /= temperature
+    head.state.bias /= temperature
+    head.state.bias[0] += bias
+    head.vocabulary.weight[0] /= temperature
+    head.vocabulary.bias[0] /= temperature
