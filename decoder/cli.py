@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-import click
 import typer
 
 from decoder.contracts import UserError
@@ -21,15 +20,32 @@ COMMANDS = {
     "bench": ("eval.bench", "Benchmarks: speed of decoding, effect of beta."),
 }
 
+# Newer typer carries its own copy of click and exports this class only as a base.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
+CONTEXT: dict[str, Any] = {
+    "token_normalize_func": lambda name: name.replace("_", "-") if name.startswith("--") else name,
+    "help_option_names": ["-h", "--help"],
+}
+
 
 def make_app(command: Callable[..., Any]) -> typer.Typer:
     """Return a one-command typer app; options may be spelled with `_` or `-` alike."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    settings = {
-        "token_normalize_func": lambda name: name.replace("_", "-") if name.startswith("--") else name,
-        "help_option_names": ["-h", "--help"],
-    }
-    app.command(context_settings=settings)(command)
+    app = typer.Typer(**SETTINGS)
+    app.command(context_settings=CONTEXT)(command)
+    return app
+
+
+def make_group(commands: Mapping[str, Callable[..., Any]]) -> typer.Typer:
+    """Return a typer app with a subcommand for each function."""
+    app = typer.Typer(**SETTINGS, context_settings=CONTEXT)
+    app.callback()(lambda: None)
+    for name, command in commands.items():
+        app.command(name, context_settings=CONTEXT)(command)
     return app
 
 
@@ -38,13 +54,13 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     code: Any = 0
     try:
         code = app(args=arguments, standalone_mode=False)
-    except click.UsageError as error:
-        _complain(error.format_message())
+    except UsageError as error:
+        _complain(error.format_message())  # type: ignore[attr-defined]
         code = 2
     except UserError as error:
         _complain(str(error))
         code = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted; what was finished is kept")
         code = 130
     except BrokenPipeError:  # the reader of our output left, as `| head` does

@@ -63,6 +63,7 @@ def generate(
     """Generate text steered by rewards that are read off the model's own forward pass."""
     from decoder.decoder import Decoder, make_config
     from decoder.models import quiet_transformers
+    from decoder.terminal import show_side_by_side
     from decoder.weighting import pair_betas
     from rewards.load import find
 
@@ -83,7 +84,7 @@ def generate(
     )
     weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs])
     if output is None and not trace and sys.stdout.isatty():
-        show(decoder, asked, weighted, config, chat=chat, title=model)
+        show_side_by_side(decoder, asked, weighted, config, chat=chat, title=model)
     else:
         settings = {"model": model, "chat": chat, "trace": trace}
         write(decoder, asked, weighted, config, settings, output, overwrite=overwrite)
@@ -136,21 +137,6 @@ def write(
                     store.add(done.prompt, done.sample, to_record(done, config.seed))
                     advance()
         store.finish()
-
-
-def show(
-    decoder: Decoder,
-    prompts: list[Prompt],
-    rewards: list[WeightedReward],
-    config: DecodeConfig,
-    *,
-    chat: bool,
-    title: str,
-) -> None:
-    """Show plain and steered text side by side as they are generated."""
-    from decoder.terminal import show_side_by_side
-
-    show_side_by_side(decoder, prompts, rewards, config, chat=chat, title=title)
 
 
 app = make_app(generate)

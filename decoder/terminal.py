@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from decoder.display import SideBySide
+from decoder.hf_backend import Job
 from decoder.weighting import WeightedReward
 from prompts.reading import Prompt
 
@@ -27,3 +29,39 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None
     ) as bar:  # fmt: skip
         task = bar.add_task(what, total=total, completed=done)
         yield lambda: bar.advance(task)
+
+
+def show_side_by_side(
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    rewards: Sequence[WeightedReward],
+    config: DecodeConfig,
+    *,
+    chat: bool,
+    title: str,
+) -> None:
+    """Show each prompt's plain and steered samples while they grow, tokens coloured by the rewards.
+
+    Both sides choose among the same candidates with the same random numbers; only beta differs.
+    """
+    token_ids = decoder.tokenise(prompts, config, chat=chat)
+    samples = range(config.num_return_sequences)
+    own = [reward.beta for reward in rewards]
+    with SideBySide(title, [(reward.name, reward.beta) for reward in rewards]) as view:
+        for prompt, ids in zip(prompts, token_ids, strict=True):
+            shown = prompt.text if prompt.text is not None else str(prompt.messages[-1]["content"]) + "\n"
+            lines = [view.row(shown) for _ in samples]
+            rows = [(0, sample) for _ in range(2) for sample in samples]
+            betas = [[0.0] * len(own)] * len(samples) + [own] * len(samples)
+            job = Job([ids], rows, [0], rewards, config.sampling, config.max_new_tokens, config.seed, betas=betas)
+            for event in decoder.backend.stream(job):
+                column, sample = divmod(event.row, len(samples))
+                lines[sample].add(column, event.text, event.shift)
+                if event.finish_reason is not None:
+                    lines[sample].finish(column, _mean_reward(event.rewards, rewards), event.finish_reason)
+
+
+def _mean_reward(values: Mapping[str, float], rewards: Sequence[WeightedReward]) -> float | None:
+    """Return the rewards of a text's last token, averaged by the size of their betas."""
+    total = sum(abs(reward.beta) for reward in rewards)
+    return sum(abs(reward.beta) * values[reward.name] for reward in rewards) / total if total else None

@@ -44,9 +44,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The numbers of one fit. A text is a sample: batch_size counts texts."""
+    """The numbers of one fit. batch_size counts texts.
 
-    weight_decay: float = 0.01
+    weight_decay: far above what networks take, since a step shrinks weights by learning_rate times it
+    and a fit has only hundreds of steps.
+    """
+
+    weight_decay: float = 10.0
     epochs: int = 6
     learning_rate: float = 1e-3
     batch_size: int = 64
@@ -79,24 +83,34 @@ class Fit:
 
 def fit(task: Task, arm: ArmConfig, recipe: Recipe, on_epoch: Callable[[int], None] = lambda _: None) -> Fit:
     """Return the head of the epoch with the lowest validation loss, folded and calibrated."""
-    torch.manual_seed(recipe.seed)
-    head, scale = ArmHead(arm), measure_scale(task, arm.layers)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    head, scale = _new_head(arm, generator), measure_scale(task, arm.layers)
     best: tuple[float, int, dict[str, Tensor]] | None = None
-    for epoch, _ in enumerate(_epochs(head, scale, task, recipe), start=1):
+    for epoch, _ in enumerate(_epochs(head, scale, task, recipe, generator), start=1):
         loss = validation_loss(head, scale, task)
         if best is None or loss < best[0]:
             best = (loss, epoch, copy.deepcopy(head.state_dict()))
         on_epoch(epoch)
     assert best is not None
     head.load_state_dict(best[2])
-    folded = fold(head, scale)
+    folded = fold(head, scale).eval().requires_grad_(False)
     temperature, bias = calibrate(folded, task)
-    return Fit(folded.eval().requires_grad_(False), best[0], best[1], temperature, bias)
+    return Fit(folded, best[0], best[1], temperature, bias)
 
 
-def _epochs(head: ArmHead, scale: Scale, task: Task, recipe: Recipe) -> Iterator[None]:
+def _new_head(arm: ArmConfig, generator: torch.Generator) -> ArmHead:
+    """Return a head whose log-odds start near 0 on standardised inputs, however many there are."""
+    head = ArmHead(arm)
+    for linear in (head.state, head.summary, head.vocabulary):
+        if linear is not None:
+            torch.nn.init.normal_(linear.weight, std=0.1 * linear.in_features**-0.5, generator=generator)
+    return head
+
+
+def _epochs(
+    head: ArmHead, scale: Scale, task: Task, recipe: Recipe, generator: torch.Generator
+) -> Iterator[None]:
     """Train the head in place, stopping after every epoch."""
-    generator = torch.Generator().manual_seed(recipe.seed)
     weights, targets = task.balanced()
     optimiser = torch.optim.AdamW(head.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     n_steps = recipe.epochs * -(-len(task.train) // recipe.batch_size)

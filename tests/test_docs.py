@@ -69,4 +69,5 @@ def test_toy_reward_has_an_opposite(taught: SimpleNamespace, reading: Reading) -
 @pytest.mark.model
 def test_toy_reward_steers_the_real_model(capsys: pytest.CaptureFixture[str]) -> None:
     run(*BLOCKS)
-    assert any(word in capsys.readouterr().out for word in (" sea", " ship", " storm", " wind"))
+    text = capsys.readouterr().out
+    assert any(word in text for word in (" sea", " ship", " storm", " wind")), text

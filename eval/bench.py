@@ -1,0 +1,82 @@
+"""Benchmarks. The last line on standard output is one JSON object; the exit code is 0 whether or not the
+targets hold.
+
+    python -m eval.bench decode
+    python -m eval.bench steer --prompts prompts.jsonl --output table.md
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from decoder.cli import make_group, run
+
+Model = Annotated[str, typer.Option(help="Alias, directory, GGUF file or hub id.")]
+Reward = Annotated[str, typer.Option(help="Shipped name or directory.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+
+
+def decode(
+    model: Model = "smollm2-135m",
+    reward: Reward = "positive",
+    batch_sizes: Annotated[list[int] | None, typer.Option("--batch-size", help="Repeat. [1 8 32]")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens a row.", min=2)] = 32,
+    rounds: Annotated[int, typer.Option(help="Times each method runs, in turn.", min=1)] = 7,
+    reward_top_k: Annotated[int, typer.Option(help="Candidates.")] = 20,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """Tokens a second: transformers' generate, this loop unsteered, and steered, in one process in turn."""
+    from decoder.decoder import Decoder
+    from decoder.models import quiet_transformers
+    from eval.bench_decode import bench_decode
+    from eval.report import emit
+
+    quiet_transformers()
+    decoder = Decoder.from_pretrained(model, dtype=dtype, device=device)
+    sizes = batch_sizes or [1, 8, 32]
+    emit("decode", *bench_decode(decoder, reward, sizes, max_new_tokens, rounds, reward_top_k))
+
+
+def steer(
+    model: Model = "smollm2-135m",
+    reward: Reward = "positive",
+    betas: Annotated[list[float] | None, typer.Option("--beta", help="Repeat. [-4 -1 0 1 2 4 8]")] = None,
+    prompts: Annotated[str | None, typer.Option(help="File of prompts; the 200 built-in neutral ones.")] = None,
+    limit: Annotated[int, typer.Option(help="Prompts used.", min=2)] = 200,
+    num_return_sequences: Annotated[int, typer.Option("--num-return-sequences", "-n")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens a sample.")] = 20,
+    reward_top_k: Annotated[int, typer.Option(help="Candidates.")] = 20,
+    seed: int = 0,
+    batch_size: int = 64,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """Mean reward and perplexity over beta, with intervals over prompts; beta 0 samples the same candidates."""
+    from decoder.decoder import Decoder, make_config
+    from decoder.models import quiet_transformers
+    from eval.bench_steer import bench_steer
+    from eval.report import emit
+    from prompts import builtin
+    from prompts.reading import read
+
+    quiet_transformers()
+    asked = (read(prompts) if prompts else builtin("neutral"))[:limit]
+    config = make_config(
+        {
+            "num_return_sequences": num_return_sequences, "max_new_tokens": max_new_tokens,
+            "reward_top_k": reward_top_k, "seed": seed, "batch_size": batch_size,
+        }
+    )  # fmt: skip
+    decoder = Decoder.from_pretrained(model, dtype=dtype, device=device)
+    strengths = betas or [-4.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0]
+    emit("steer", *bench_steer(decoder, reward, asked, config, strengths))
+
+
+app = make_group({"decode": decode, "steer": steer})
+
+if __name__ == "__main__":
+    run(app)
