@@ -159,8 +159,14 @@ class Decoder:
         )
 
     def tokenise(self, prompts: Sequence[Prompt], config: DecodeConfig, *, chat: bool) -> list[list[int]]:
-        """Return each prompt's token ids. Raises UserError for one that leaves no room to generate."""
-        limit = self.lm.context_length()
+        """Return each prompt's token ids. Raises UserError for a prompt that leaves no room to generate, and
+        for more candidates than there are tokens."""
+        size, limit = self.lm.identity.vocab_size, self.lm.context_length()
+        for name in ("top_k", "reward_top_k"):
+            if getattr(config.sampling, name) > size:
+                raise UserError(
+                    f"{name} is {getattr(config.sampling, name)}: the model has {size} tokens, give at most that"
+                )
         return tokenise(self.tokenizer, prompts, chat=chat, room=config.max_new_tokens, context_length=limit)
 
     def weigh(self, reward: Rewards, beta: float | Sequence[float] | None = None) -> list[WeightedReward]:

@@ -61,6 +61,8 @@ def generate(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a hub model.")] = False,
 ) -> None:
     """Generate text steered by rewards that are read off the model's own forward pass."""
+    asked = collect_prompts(texts, prompts)[:limit]  # before the imports that take seconds
+
     from decoder.decoder import Decoder, make_config
     from decoder.models import quiet_transformers
     from decoder.terminal import show_side_by_side
@@ -68,7 +70,6 @@ def generate(
     from rewards.load import find
 
     quiet_transformers()
-    asked = collect_prompts(texts, prompts)[:limit]
     config = make_config(
         {
             "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature,

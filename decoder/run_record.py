@@ -111,9 +111,8 @@ def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flat(value: object, prefix: str = "") -> dict[str, str]:
     """Return dotted key -> JSON text of every leaf."""
-    if not isinstance(value, dict) or not value:
-        text = json.dumps(value, ensure_ascii=False)
-        return {prefix: text}
+    if not isinstance(value, dict) or (prefix and not value):
+        return {prefix: json.dumps(value, ensure_ascii=False)}
     leaves: dict[str, str] = {}
     for key, each in value.items():
         leaves |= _flat(each, f"{prefix}.{key}" if prefix else key)

@@ -1,0 +1,211 @@
+"""Labelled texts: read from tables, cleaned, checked, each text once."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.contracts import UserError
+from rewards.clean_text import Cleaner, normalise
+from rewards.tables import Table, open_table
+
+TEXT_NAMES = ("text", "sentence", "0")  # tried in turn where no column is named
+LABEL_NAMES = ("label", "1")
+MIN_EACH_CLASS = 8  # so that a split by eighths leaves some on both sides
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A table and which of its columns to read; `positive` values count as 1, all others as 0."""
+
+    path: str
+    text: str | None = None
+    labels: tuple[str, ...] = ()
+    positive: frozenset[str] = frozenset()
+    split: str = "train"
+    subset: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTexts:
+    """M different texts and their labels, (M, L) in [0, 1], of L columns.
+
+    A text that came several times has the mean of its labels. files: names without folders. n_rows: as
+    read; n_empty of them had no text and n_repeated repeated one.
+    """
+
+    texts: tuple[str, ...]
+    labels: NDArray[np.float64]
+    columns: tuple[str, ...]
+    files: tuple[str, ...]
+    n_rows: int
+    n_empty: int
+
+    @property
+    def n_repeated(self) -> int:
+        """How many rows repeated a text."""
+        return self.n_rows - self.n_empty - len(self.texts)
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> LabelledTexts:
+        """Return these texts alone, in that order; the counts of what was read stay."""
+        texts = tuple(self.texts[row] for row in rows)
+        return LabelledTexts(texts, self.labels[rows], self.columns, self.files, self.n_rows, self.n_empty)
+
+    def fingerprint(self) -> str:
+        """Return a digest of texts and labels."""
+        digest = hashlib.sha256(self.labels.tobytes())
+        for text in self.texts:
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+
+def parse_source(argument: str, default: Source) -> Source:
+    """Return the source an argument names: a path, or PATH::text=COLUMN,label=COLUMN,positive=VALUE.
+
+    Also split= and subset= for data sets. What is not said there is as in `default`; label and positive
+    may come several times. Raises UserError for another key.
+    """
+    path, _, settings = argument.partition("::")
+    said: dict[str, list[str]] = {}
+    for setting in filter(None, settings.split(",")):
+        key, equals, value = setting.partition("=")
+        if key not in ("text", "label", "positive", "split", "subset") or not equals:
+            raise UserError(f"{argument!r}: {setting!r} is none of text=, label=, positive=, split=, subset=")
+        said.setdefault(key, []).append(value)
+    return Source(
+        path,
+        said.get("text", [default.text])[-1],
+        tuple(said.get("label", default.labels)),
+        frozenset(said.get("positive", default.positive)),
+        said.get("split", [default.split])[-1],
+        said.get("subset", [default.subset])[-1],
+    )
+
+
+def read_labelled(sources: Sequence[Source], clean: Cleaner) -> LabelledTexts:
+    """Return the cleaned texts of all sources, each once. Raises UserError naming file and line."""
+    found: dict[str, tuple[str, list[tuple[float, ...]]]] = {}
+    n_rows = n_empty = 0
+    columns: tuple[str, ...] = ()
+    for source in sources:
+        table = open_table(source.path, split=source.split, subset=source.subset)
+        text_column, label_columns = _resolve(table, source)
+        columns = columns or label_columns
+        if len(label_columns) != len(columns):
+            raise UserError(f"{source.path}: {len(label_columns)} label columns where {len(columns)} are expected")
+        for place, (text, *cells) in table.rows([text_column, *label_columns]):
+            n_rows += 1
+            cleaned = clean(_text(text, place))
+            if not cleaned:
+                n_empty += 1
+                continue
+            labels = tuple(_label(cell, source.positive, place) for cell in cells)
+            found.setdefault(normalise(cleaned), (cleaned, []))[1].append(labels)
+    if not found:
+        raise UserError(f"{', '.join(source.path for source in sources)}: no texts in {n_rows} rows")
+    return LabelledTexts(
+        tuple(text for text, _ in found.values()),
+        np.array([np.mean(labels, axis=0) for _, labels in found.values()]),
+        columns,
+        tuple(Path(source.path).name for source in sources),
+        n_rows,
+        n_empty,
+    )
+
+
+def _resolve(table: Table, source: Source) -> tuple[str, tuple[str, ...]]:
+    """Return the text column and the label columns to read. Raises UserError with the columns there are."""
+    text = source.text or next((name for name in TEXT_NAMES if name in table.columns), None)
+    guess = next((name for name in LABEL_NAMES if name in table.columns), None)
+    labels = source.labels or ((guess,) if guess else ())
+    seen = ", ".join(table.columns[:20])
+    if text is None or not labels:
+        missing = "--text-column" if text is None else "--label-column"
+        raise UserError(f"{source.path} has the columns {seen}: say which to read with {missing}")
+    for name in (text, *labels):
+        if name not in table.columns:
+            raise UserError(f"{source.path} has no column {name!r}: it has {seen}")
+    return text, labels
+
+
+def _text(cell: object, place: str) -> str:
+    if cell is None or isinstance(cell, str):
+        return cell or ""
+    raise UserError(f"{place}: the text is {cell!r:.60}, no string: choose another --text-column")
+
+
+def _label(cell: object, positive: frozenset[str], place: str) -> float:
+    """Return a label in [0, 1]."""
+    written = _written(cell)
+    if positive:
+        return float(written in positive)
+    try:
+        label = {"true": 1.0, "false": 0.0}.get(written.lower())
+        label = float(written) if label is None else label
+    except ValueError:
+        raise UserError(
+            f"{place}: label {written!r:.60} is no number: name the values that count as 1 with --positive-label"
+        ) from None
+    if math.isnan(label) or not 0 <= label <= 1:
+        raise UserError(
+            f"{place}: label {written} is outside [0, 1]: rescale, or name the values that count as 1 "
+            "with --positive-label"
+        )
+    return label
+
+
+def _written(cell: object) -> str:
+    """Return a cell as a person would write it: a whole number has no decimal point."""
+    whole = isinstance(cell, float) and cell.is_integer()
+    return str(int(cell)) if whole else "" if cell is None else str(cell).strip()  # type: ignore[call-overload]
+
+
+def check_classes(labelled: LabelledTexts, minimum: int = MIN_EACH_CLASS) -> None:
+    """Raise UserError unless every label column has `minimum` texts of either class."""
+    for name, labels in zip(labelled.columns, labelled.labels.T, strict=True):
+        positive = int((labels >= 0.5).sum())
+        fewest = min(positive, len(labels) - positive)
+        if fewest == 0:
+            raise UserError(
+                f"label column {name!r} of {', '.join(labelled.files)} has one class only, "
+                f"{int(positive > 0)}: give texts of both (is --positive-label spelled as in the data?)"
+            )
+        if fewest < minimum:
+            raise UserError(
+                f"label column {name!r} of {', '.join(labelled.files)} has {fewest} texts of one class: "
+                f"at least {minimum} of each are needed"
+            )
+
+
+def without(labelled: LabelledTexts, others: Iterable[LabelledTexts]) -> LabelledTexts:
+    """Return the texts that none of the others holds."""
+    held = {normalise(text) for other in others for text in other.texts}
+    return labelled.take([row for row, text in enumerate(labelled.texts) if normalise(text) not in held])
+
+
+def limit(labelled: LabelledTexts, n_texts: int | None) -> LabelledTexts:
+    """Return at most `n_texts` texts, evenly spaced, so that a file sorted by label keeps both."""
+    if n_texts is None or n_texts >= len(labelled.texts):
+        return labelled
+    return labelled.take(np.linspace(0, len(labelled.texts) - 1, n_texts).round().astype(np.int64))
+
+
+def split_texts(labels: NDArray[np.float64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return text numbers for training and validation, 7 : 1, each pattern of labels split alike."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    pattern = (labels >= 0.5) @ (1 << np.arange(labels.shape[1]))
+    order = order[np.argsort(pattern[order], kind="stable")]
+    held_out = np.arange(len(order)) % 8 == 4
+    return np.sort(order[~held_out]), np.sort(order[held_out])
+
+
+def safe_name(column: str) -> str:
+    """Return a column's name as a folder's name."""
+    return re.sub(r"[^\w.-]+", "_", column).strip(".") or "_"

@@ -1,0 +1,190 @@
+"""Rows of a table, whatever it is stored in: CSV, TSV, JSON lines, Parquet, or a Hugging Face data set."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decoder.contracts import UserError
+
+Row = tuple[str, tuple[object, ...]]  # where it stands, for messages to people; its cells
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Column names, and `rows(names)`: the cells of those columns, row by row."""
+
+    columns: tuple[str, ...]
+    rows: Callable[[Sequence[str]], Iterator[Row]]
+
+
+def open_table(path: str, *, split: str = "train", subset: str | None = None) -> Table:
+    """Return the table in a file or folder, or of a hub id (owner/name), whose split and subset count.
+
+    A CSV or TSV file without a header has columns "0", "1", ... Raises UserError, also while rows are
+    read: missing, empty or unreadable file, invalid UTF-8, broken JSON, ragged row, missing package.
+    """
+    place, suffix = Path(path), Path(path).suffix.lower()
+    known = suffix in DELIMITERS or suffix in JSON_LINES or suffix == ".parquet"
+    if place.is_dir() or (not place.exists() and not known and re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
+        return _dataset(path, split, subset)
+    if not place.exists():
+        raise UserError(f"data {path!r} does not exist: check the path (a data set on the hub is owner/name)")
+    if not known:
+        names = ", ".join([*DELIMITERS, *JSON_LINES, ".parquet"])
+        raise UserError(f"data {path!r} ends in {suffix or 'nothing'!r}: it must be one of {names}")
+    if suffix == ".parquet":
+        return _parquet(path)
+    text = _read_text(place)
+    return _json_lines(path, text) if suffix in JSON_LINES else _delimited(path, text, DELIMITERS[suffix])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: invalid UTF-8 (0x{raw[error.start]:02x}): save it as UTF-8") from None
+    if not text.strip():
+        raise UserError(f"{path} is empty: give a file with texts and labels")
+    return text
+
+
+def _delimited(path: str, text: str, delimiter: str) -> Table:
+    # Tab-separated files of language data hold bare quotes; commas need real quoting.
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    csv.field_size_limit(sys.maxsize)
+
+    def records() -> Iterator[tuple[int, list[str]]]:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+        try:
+            yield from ((reader.line_num, cells) for cells in reader if cells)
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}: mend the line or save as JSONL") from None
+
+    first = next(records())[1]
+    has_header = not (len(first) > 1 and any(is_number(cell) for cell in first))
+    columns = tuple(first) if has_header else tuple(map(str, range(len(first))))
+
+    def rows(names: Sequence[str]) -> Iterator[Row]:
+        places = [columns.index(name) for name in names]
+        for index, (line, cells) in enumerate(records()):
+            if index == 0 and has_header:
+                continue
+            if len(cells) != len(columns):
+                raise UserError(
+                    f"{path}, line {line}: {len(cells)} columns where {len(columns)} are expected "
+                    "(a separator or line break inside a text?): mend the line or save as JSONL"
+                )
+            yield f"{path}, line {line}", tuple(cells[place] for place in places)
+
+    return Table(columns, rows)
+
+
+def is_number(cell: str) -> bool:
+    """Return whether a cell reads as a number or truth value; a header has none."""
+    try:
+        float(cell)
+    except ValueError:
+        return cell.strip().lower() in ("true", "false")
+    return True
+
+
+def _json_lines(path: str, text: str) -> Table:
+    lines = text.split("\n")  # not splitlines: JSON strings may hold other line breaks as they are
+
+    def records() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{path}, line {number}", _record(line, f"{path}, line {number}")
+
+    def rows(names: Sequence[str]) -> Iterator[Row]:
+        for place, record in records():
+            cells = dict(_flat(record))
+            missing = [name for name in names if name not in cells]
+            if missing:
+                raise UserError(f"{place}: no column {missing[0]!r}, it has {', '.join(cells)}: add it there")
+            yield place, tuple(cells[name] for name in names)
+
+    return Table(tuple(name for name, _ in _flat(next(records())[1])), rows)
+
+
+def _record(line: str, place: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not valid JSON ({error}): write one object a line") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{place}: a JSON {type(record).__name__}, not an object: write one object a line")
+    return record
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the cells of a record; those of an object inside are named outer.inner."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _parquet(path: str) -> Table:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"reading {path} needs pyarrow: pip install 'tiller-lm[train]'") from None
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({_brief(error)}): write it again") from None
+
+    def rows(names: Sequence[str]) -> Iterator[Row]:
+        number = 0
+        for batch in file.iter_batches(columns=list(names)):
+            for cells in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
+                number += 1
+                yield f"{path}, row {number}", cells
+
+    return Table(tuple(file.schema_arrow.names), rows)
+
+
+def _dataset(path: str, split: str, subset: str | None) -> Table:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"reading the data set {path} needs datasets: pip install 'tiller-lm[train]'") from None
+    saved = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    try:
+        found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, subset)
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"cannot load the data set {path!r} ({_brief(error)}): check the path or hub id, or pass a file"
+        ) from None
+    if isinstance(found, dict):
+        if split not in found:
+            raise UserError(f"{path} has no split {split!r}, it has {', '.join(found)}: write {path}::split=NAME")
+        found = found[split]
+
+    def rows(names: Sequence[str]) -> Iterator[Row]:
+        for number, record in enumerate(found.select_columns(list(names)), start=1):
+            yield f"{path}, row {number}", tuple(record[name] for name in names)
+
+    return Table(tuple(found.column_names), rows)
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
