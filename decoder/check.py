@@ -1,7 +1,7 @@
 """Check a model and a reward before relying on them: one line a check, exit 1 if any fails.
 
-    python -m decoder.check
-    python -m decoder.check --model gpt2 --reward ./my-reward --dtype float32
+python -m decoder.check
+python -m decoder.check --model gpt2 --reward ./my-reward --dtype float32
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from decoder.cli import make_app, run
 
 def check(
     model: Annotated[str, typer.Option(help="Alias, directory, GGUF file or hub id.")] = "smollm2-135m",
-    reward: Annotated[str | None, typer.Option(help="Shipped name or directory. [positive, if it fits]")] = None,
-    dtype: Annotated[str, typer.Option(help="float32 is exact; lower precisions differ by rounding.")] = "float32",
+    reward: Annotated[
+        str | None, typer.Option(help="Shipped name or directory. [positive, if it fits]")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32 is exact; lower precisions differ by rounding.")
+    ] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a hub model.")] = False,
 ) -> int:
@@ -36,7 +40,10 @@ def check(
     for result in all_checks(decoder, reward):
         failed += not result.passed
         style = "green" if result.passed else "bold red"
-        console.print(f"[{style}]{'pass' if result.passed else 'FAIL'}[/]  {result.name:<34} {result.detail}", soft_wrap=True)
+        console.print(
+            f"[{style}]{'pass' if result.passed else 'FAIL'}[/]  {result.name:<34} {result.detail}",
+            soft_wrap=True,
+        )
     console.print(f"{failed} failed" if failed else "all passed", style="bold")
     return 1 if failed else 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -70,7 +71,9 @@ def left_padding_is_inert(decoder: Decoder) -> Check:
     """Next-token logits of a padded batch are those of each prompt alone."""
     rows = [decoder.tokenizer(text).input_ids for text in PROMPTS]
     together = decoder.lm.start().prefill(*left_pad(rows, decoder.lm.device)).logits
-    alone = torch.cat([decoder.lm.start().prefill(*left_pad([row], decoder.lm.device)).logits for row in rows])
+    alone = torch.cat(
+        [decoder.lm.start().prefill(*left_pad([row], decoder.lm.device)).logits for row in rows]
+    )
     return _close(decoder, "left padding changes nothing", (together - alone).abs().max())
 
 
@@ -89,9 +92,12 @@ def cached_is_uncached(decoder: Decoder) -> Check:
 def plain_is_generate(decoder: Decoder) -> Check:
     """Greedy decoding without a reward gives the tokens of transformers' generate."""
     inputs = decoder.tokenizer(PROMPTS[0], return_tensors="pt").to(decoder.lm.device)
-    theirs = decoder.lm.model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    model: Any = decoder.lm.model  # generate() comes from a mixin that PreTrainedModel does not declare
+    theirs = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
     new = theirs[0, inputs.input_ids.shape[1] :].tolist()
-    ours = list(decoder.generate(PROMPTS[0], do_sample=False, max_new_tokens=NEW_TOKENS)[0].samples[0].token_ids)
+    ours = list(
+        decoder.generate(PROMPTS[0], do_sample=False, max_new_tokens=NEW_TOKENS)[0].samples[0].token_ids
+    )
     same = sum(a == b for a, b in zip(ours, new, strict=False))
     return Check("plain equals transformers' generate", ours == new, f"{same} of {len(new)} tokens agree")
 
@@ -100,7 +106,9 @@ def reward_is_finite(steered: list[Completion]) -> Check:
     """No reward is NaN or infinite."""
     values = [value for done in steered for row in done.token_rewards.values() for value in row]
     good = all(math.isfinite(value) for value in values)
-    return Check("reward is finite", good, f"{len(values)} values from {min(values):.3g} to {max(values):.3g}")
+    return Check(
+        "reward is finite", good, f"{len(values)} values from {min(values):.3g} to {max(values):.3g}"
+    )
 
 
 def batch_is_single(decoder: Decoder, reward: TokenReward, steered: list[Completion]) -> Check:

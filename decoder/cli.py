@@ -61,11 +61,12 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
         _complain(str(error))
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; what was finished is kept")
         code = 130
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    if code == 130:  # typer may have turned the interrupt into this code already
+        _complain("interrupted; what was finished is kept")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -45,14 +45,15 @@ def custom_generate(
 
     Temperature, top_k, top_p, do_sample, max_new_tokens and end ids are those of the generation config.
     seed: by default drawn from torch's global generator, so `torch.manual_seed` governs the call.
-    processing_class: the tokenizer; lets saved rewards check that it is theirs; without it only the sizes are checked.
+    processing_class: the tokenizer, so that saved rewards can check that it is theirs; without it only
+        the sizes are checked.
     Raises UserError for settings this loop does not do: beams, penalties, several processors.
     """
     from rewards.load import load_reward
 
     config = generation_config or model.generation_config
     _refuse_unsupported(config, logits_processor)
-    lm = CausalLM(model, identify(model.name_or_path, model, processing_class))
+    lm = CausalLM(model, identify(model.name_or_path or "model", model, processing_class))
     rewards = weigh_rewards(pair_betas(reward, beta), lambda found: load_reward(found, lm))
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     rows = _rows(lm, input_ids, model_kwargs.get("attention_mask"), [r.beta for r in rewards], seed, config)
@@ -60,7 +61,9 @@ def custom_generate(
     pad = next(iter([*_as_list(config.pad_token_id), *_as_list(config.eos_token_id), 0]))
     shape = len(input_ids), rows.uniforms.shape[1]
     new, longest = torch.full(shape, pad, dtype=torch.long, device=input_ids.device), 0
-    for step in decode(lm, rows, [r.reward for r in rewards], _sampling(config, reward_top_k), stop_ids=stop_ids):
+    for step in decode(
+        lm, rows, [r.reward for r in rewards], _sampling(config, reward_top_k), stop_ids=stop_ids
+    ):
         new[step.rows, step.index] = step.token_ids
         longest = step.index + 1
         if streamer is not None:
@@ -71,7 +74,12 @@ def custom_generate(
 
 
 def _rows(
-    lm: CausalLM, input_ids: Tensor, mask: Tensor | None, betas: list[float], seed: int, config: GenerationConfig
+    lm: CausalLM,
+    input_ids: Tensor,
+    mask: Tensor | None,
+    betas: list[float],
+    seed: int,
+    config: GenerationConfig,
 ) -> Rows:
     mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, mask, strict=True)]
@@ -102,7 +110,7 @@ def _refuse_unsupported(config: GenerationConfig, processors: LogitsProcessorLis
     for processor in processors or ():
         if not isinstance(processor, HONOURED):
             raise UserError(
-                f"{type(processor).__name__} cannot act beside a reward here: unset the option that asks for it"
+                f"{type(processor).__name__} cannot act beside a reward: unset the option that asks for it"
             )
     if config.return_dict_in_generate:
         raise UserError("return_dict_in_generate is not offered here: leave it off, or use decoder.Decoder")

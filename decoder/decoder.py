@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import GenerationConfig
@@ -27,7 +27,7 @@ class DecodeConfig:
     Raises UserError naming the field, the value seen and what to give instead.
     """
 
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     max_new_tokens: int = 32
     num_return_sequences: int = 1
     seed: int = 0
@@ -109,7 +109,9 @@ class Decoder:
         token_ids = self.tokenise(texts, config, chat=chat)
         rewards = self.weigh(reward, beta)
         samples: list[list[Completion]] = [[] for _ in texts]
-        for batch in plan_batches([len(ids) for ids in token_ids], config.num_return_sequences, config.batch_size):
+        for batch in plan_batches(
+            [len(ids) for ids in token_ids], config.num_return_sequences, config.batch_size
+        ):
             for completion in self.complete(batch, token_ids, rewards, config, trace=trace):
                 samples[completion.prompt].append(completion)
         return [
@@ -155,7 +157,16 @@ class Decoder:
         """Yield the completions of one planned batch, each as its row ends."""
         ids = [token_ids[prompt] for prompt in batch.prompts]
         yield from self.backend.complete(
-            Job(ids, batch.rows, batch.prompts, rewards, config.sampling, config.max_new_tokens, config.seed, trace)
+            Job(
+                ids,
+                batch.rows,
+                batch.prompts,
+                rewards,
+                config.sampling,
+                config.max_new_tokens,
+                config.seed,
+                trace,
+            )
         )
 
     def tokenise(self, prompts: Sequence[Prompt], config: DecodeConfig, *, chat: bool) -> list[list[int]]:
@@ -163,10 +174,9 @@ class Decoder:
         for more candidates than there are tokens."""
         size, limit = self.lm.identity.vocab_size, self.lm.context_length()
         for name in ("top_k", "reward_top_k"):
-            if getattr(config.sampling, name) > size:
-                raise UserError(
-                    f"{name} is {getattr(config.sampling, name)}: the model has {size} tokens, give at most that"
-                )
+            asked = getattr(config.sampling, name)
+            if asked > size:
+                raise UserError(f"{name} is {asked}: the model has {size} tokens, give at most that")
         return tokenise(self.tokenizer, prompts, chat=chat, room=config.max_new_tokens, context_length=limit)
 
     def weigh(self, reward: Rewards, beta: float | Sequence[float] | None = None) -> list[WeightedReward]:
@@ -199,7 +209,9 @@ def make_config(generation: Mapping[str, Any]) -> DecodeConfig:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"unknown generation argument {name!r}: {hint}known are {', '.join(sorted(known))}")
+            raise UserError(
+                f"unknown generation argument {name!r}: {hint}known are {', '.join(sorted(known))}"
+            )
     chosen = SamplingConfig(**{k: v for k, v in given.items() if k in sampling})
     return DecodeConfig(chosen, **{k: v for k, v in given.items() if k not in sampling})
 
@@ -207,11 +219,17 @@ def make_config(generation: Mapping[str, Any]) -> DecodeConfig:
 def _from_generation_config(config: GenerationConfig) -> dict[str, Any]:
     honoured = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}
     told = {k: v for k, v in config.to_diff_dict().items() if v is not None}
-    harmless = {"transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states"}
+    harmless = {
+        "transformers_version",
+        "_from_model_config",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+    }
     ids = {"bos_token_id", "eos_token_id", "pad_token_id"}
     other = sorted(set(told) - honoured - harmless - ids)
     if other:
-        raise UserError(f"generation_config asks for {', '.join(other)}, which this loop does not do: unset it")
+        raise UserError(
+            f"generation_config asks for {', '.join(other)}, which this loop does not do: unset it"
+        )
     return {"do_sample": False, **{k: v for k, v in told.items() if k in honoured}}
-
-

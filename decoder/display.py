@@ -144,8 +144,7 @@ class SideBySide:
         raised, lowered = style_of(FULL_SHIFT), style_of(-FULL_SHIFT)
         means = [f"{sum(ended) / len(ended):+.2f}" if ended else "none yet" for ended in self._ended]
         named = ", ".join(f"{name} {mean}" for name, mean in zip(COLUMNS, means, strict=True))
-        speed = self._tokens / max(time.monotonic() - self._began, 1e-9) if self._tokens else 0.0
-        marks = (("raised (blue, bold)", raised), ", ", ("lowered (orange, underlined)", lowered), "\n")
-        return Text.assemble(
-            ("tokens the reward ", "dim"), *marks, f"mean reward: {named}; {speed:.1f} tokens/s"
-        )
+        elapsed = time.monotonic() - self._began
+        speed = self._tokens / elapsed if elapsed > 0 else 0.0
+        marks = (("raised (blue, bold)", raised), ", ", ("lowered (orange, underlined)", lowered))
+        return Text.assemble("tokens the reward ", *marks, f"\nmean reward: {named}; {speed:.1f} tokens/s")

@@ -2,7 +2,7 @@
 
     python -m decoder.generate --beta 4
     python -m decoder.generate "The new phone is" --reward positive:4 --reward nontoxic:2
-    python -m decoder.generate --prompts prompts.jsonl --num-return-sequences 25 --output out/generations.jsonl
+    python -m decoder.generate --prompts prompts.jsonl --num-return-sequences 25 --output generations.jsonl
 
 On a terminal the plain and the steered text appear side by side; with --output or on a pipe, one JSON
 line a prompt. A run that was interrupted goes on where it stopped.
@@ -47,7 +47,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Applied after the rewards.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Keep the k best after the rewards; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep this much probability; 1 is off.")] = 1.0,
-    num_return_sequences: Annotated[int, typer.Option("--num-return-sequences", "-n", help="Samples a prompt.")] = 1,
+    num_return_sequences: Annotated[
+        int, typer.Option("--num-return-sequences", "-n", help="Samples a prompt.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     chat: Annotated[bool, typer.Option(help="Put plain prompts through the model's chat template.")] = False,
     output: Output = None,
@@ -132,7 +134,7 @@ def write(
             missing = {p: set(store.missing(p)) for p in batch.prompts}
             if not any(sample in missing[batch.prompts[i]] for i, sample in batch.rows):
                 continue
-            # A batch that an interrupted run had begun is decoded whole, so that its numbers come out the same.
+            # A batch that an interrupted run had begun is decoded whole: its numbers come out the same.
             for done in decoder.complete(batch, token_ids, rewards, config, trace=settings["trace"]):
                 if done.sample in missing[done.prompt]:
                     store.add(done.prompt, done.sample, to_record(done, config.seed))

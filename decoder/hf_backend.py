@@ -100,11 +100,16 @@ class HFBackend:
         ids, values = tokens.tolist(), rewards.tolist()
         named = {r.name: tuple(v[i] for v in values) for i, r in enumerate(job.rewards)}
         total = sum(abs(r.beta) * named[r.name][-1] for r in job.rewards) if job.rewards else None
-        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Completion(
-            job.prompt_numbers[prompt], sample, text, tuple(ids), self._reason(ids[-1]), named, total,
+            job.prompt_numbers[prompt],
+            sample,
+            to_text(self.tokenizer, ids),
+            tuple(ids),
+            self._reason(ids[-1]),
+            named,
+            total,
             tuple(trace) if job.trace else None,
-        )  # fmt: skip
+        )
 
     def _reason(self, last_token: int) -> str:
         return "stop" if last_token in self.stop_ids.tolist() else "length"
@@ -125,6 +130,12 @@ def shift(step: Step, strengths: Tensor) -> Tensor:
     return change.gather(1, step.chosen[:, None])[:, 0]
 
 
+def to_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of token ids as it is, without special tokens."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
+
+
 class TextStream:
     """Turns a row's token ids into text piece by piece; a piece waits until its character is whole."""
 
@@ -136,14 +147,12 @@ class TextStream:
     def add(self, token_id: int, *, last: bool) -> str:
         """Return what can be shown after this token, "" while a character is incomplete."""
         self._waiting.append(token_id)
-        before, after = self._decode(self._shown), self._decode(self._shown + self._waiting)
+        before = to_text(self._tokenizer, self._shown)
+        after = to_text(self._tokenizer, self._shown + self._waiting)
         if after.endswith("\N{REPLACEMENT CHARACTER}") and not last:
             return ""
         self._shown, self._waiting = self._waiting, []
         return after[len(before) :]
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _stop_ids(lm: CausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:

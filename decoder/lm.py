@@ -23,7 +23,7 @@ class CausalLM:
     @property
     def device(self) -> torch.device:
         """Where the inputs go."""
-        return self.model.get_input_embeddings().weight.device
+        return next(self.model.parameters()).device
 
     @property
     def output_embeddings(self) -> Tensor:
@@ -93,9 +93,7 @@ class LMSession:
         return Reading(output.logits[:, -1].float(), taps, mask)
 
 
-def identify(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> ModelIdentity:
+def identify(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> ModelIdentity:
     """Return what a saved head must agree on; without a tokenizer its hash is "", which means unknown."""
     config = model.config.get_text_config()
     return ModelIdentity(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decoder.contracts import Reading, RewardSession, Step, TokenReward
-from decoder.lm import CausalLM
+from decoder.lm import CausalLM, LMSession
 from decoder.sampling import SamplingConfig, add_rewards, choose, top_candidates
 
 
@@ -71,7 +71,7 @@ def decode(
     reading = session.prefill(rows.prompt_ids, rows.prompt_mask)
     rewarders = [reward.start(rows.prompt_ids, rows.prompt_mask) for reward in rewards]
     offer = weigh(reading, rewarders, sampling, trace)
-    live = [session, *rewarders]  # whatever holds a cache a row
+    live: list[LMSession | RewardSession] = [session, *rewarders]  # whatever holds a cache a row
     if len(rows.prompts) > len(rows.prompt_ids):  # the N-way fork
         offer = offer.select(rows.prompts)
         _select(live, rows.prompts)
@@ -118,7 +118,7 @@ def weigh(
     return Offer(candidate_ids, candidate_logits, torch.stack(rewards, -1) if rewards else empty, normalizer)
 
 
-def _select(live: Sequence[RewardSession], rows: Tensor) -> None:
+def _select(live: Sequence[LMSession | RewardSession], rows: Tensor) -> None:
     for session in live:
         session.select(rows)
 

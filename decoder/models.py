@@ -63,7 +63,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, **options)
     except (OSError, ValueError, SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(_why_not(name, error)) from None
-    model = model.to(place).eval()
+    model = model.eval().to(place)
     return LoadedModel(CausalLM(model, identify(name, model, tokenizer)), tokenizer)
 
 
@@ -105,14 +105,17 @@ def dequantise(gguf: Path) -> Path:
         half = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
     except OSError as error:
         raise UserError(
-            f"cannot write the model cache {target.parent} ({error.strerror}): set TILLER_CACHE to a folder you own"
+            f"cannot write the model cache {target.parent} ({error.strerror}): "
+            "set TILLER_CACHE to a folder of yours"
         ) from None
     try:
         _convert(gguf, half)
         half.rename(target)
     except OSError as error:
         if not (target / "config.json").is_file():  # else another process was faster: use its copy
-            raise UserError(f"cannot write {target} ({error.strerror}): free some space or set TILLER_CACHE") from None
+            raise UserError(
+                f"cannot write {target} ({error.strerror}): free some space or set TILLER_CACHE"
+            ) from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return target
@@ -138,9 +141,11 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    """Return the device asked for; "auto" is a GPU where there is one. Raises UserError if it is not there."""
+    """Return the device asked for; "auto" is a GPU where there is one. Raises UserError if it is missing."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = (
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -167,8 +172,8 @@ def _why_not(name: str, error: Exception) -> str:
     if Path(name).is_dir():
         return f"cannot load the model in {name!r} ({reason}): check that the folder is complete"
     return (
-        f"cannot load model {name!r}: it is neither {DEFAULT_MODEL!r}, a local directory nor a .gguf file, and "
-        f"the hub did not give it ({reason}). Check the name, or download it first and pass the directory"
+        f"cannot load model {name!r}: it is neither {DEFAULT_MODEL!r}, a local directory nor a .gguf file, "
+        f"and the hub did not give it ({reason}). Check the name, or download it first and pass the directory"
     )
 
 

@@ -40,7 +40,7 @@ class SamplingConfig:
         """Refuse numbers outside their range."""
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise UserError(
-                f"temperature is {self.temperature}: give a finite number above 0, or --no-do-sample for greedy"
+                f"temperature is {self.temperature}: give a finite number above 0, or do_sample=False"
             )
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}: give 0 (off) or a positive number")

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from decoder.display import SideBySide
 from decoder.hf_backend import Job
@@ -49,11 +56,13 @@ def show_side_by_side(
     own = [reward.beta for reward in rewards]
     with SideBySide(title, [(reward.name, reward.beta) for reward in rewards]) as view:
         for prompt, ids in zip(prompts, token_ids, strict=True):
-            shown = prompt.text if prompt.text is not None else str(prompt.messages[-1]["content"]) + "\n"
+            shown = f"{prompt.messages[-1]['content']}\n" if prompt.messages else str(prompt.text)
             lines = [view.row(shown) for _ in samples]
             rows = [(0, sample) for _ in range(2) for sample in samples]
             betas = [[0.0] * len(own)] * len(samples) + [own] * len(samples)
-            job = Job([ids], rows, [0], rewards, config.sampling, config.max_new_tokens, config.seed, betas=betas)
+            job = Job(
+                [ids], rows, [0], rewards, config.sampling, config.max_new_tokens, config.seed, betas=betas
+            )
             for event in decoder.backend.stream(job):
                 column, sample = divmod(event.row, len(samples))
                 lines[sample].add(column, event.text, event.shift)

@@ -19,7 +19,9 @@ def as_prompts(value: object) -> list[Prompt]:
     if isinstance(value, str | Prompt | Mapping):
         value = [value]
     if not isinstance(value, Sequence) or not value:
-        raise UserError(f"prompts is {value!r}: give a text, a conversation, or a list with at least one of them")
+        raise UserError(
+            f"prompts is {value!r}: give a text, a conversation, or a list with at least one of them"
+        )
     if all(isinstance(item, Mapping) and "role" in item for item in value):
         value = [value]  # the messages of one conversation
     return [
@@ -51,8 +53,8 @@ def tokenise(
             raise UserError(f"{prompt.source}: prompt {prompt.id!r} gives no token: remove it or add text")
         if context_length is not None and len(ids) + room > context_length:
             raise UserError(
-                f"{prompt.source}: prompt {prompt.id!r} has {len(ids)} tokens; with {room} new ones it exceeds "
-                f"the model's context of {context_length}: shorten it or lower max_new_tokens"
+                f"{prompt.source}: prompt {prompt.id!r} has {len(ids)} tokens; with {room} new ones it "
+                f"exceeds the model's context of {context_length}: shorten it or lower max_new_tokens"
             )
         rows.append(ids)
     return rows
@@ -65,7 +67,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) ->
         ids = tokenizer.apply_chat_template(
             [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
         )
-        return list(ids)
-    ids = list(tokenizer(prompt.text).input_ids)
+        return list(map(int, ids))
+    ids = list(map(int, tokenizer(prompt.text).input_ids))
     doubled = tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2
     return ids[1:] if doubled else ids

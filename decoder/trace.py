@@ -12,7 +12,10 @@ PLAIN_CANDIDATES = 20  # how many are listed where no reward and no top-k had pi
 
 
 def trace_rows(
-    step: Step, names: Sequence[str], tokenizer: PreTrainedTokenizerBase, traces: Sequence[list[dict[str, object]]]
+    step: Step,
+    names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    traces: Sequence[list[dict[str, object]]],
 ) -> None:
     """Append to each live row's trace one record of this step.
 
@@ -22,7 +25,12 @@ def trace_rows(
     """
     if step.log_normalizer is None:
         raise ValueError("the decode was not traced: its steps carry no normaliser")
-    ids, logprobs, scores, rewards = step.candidate_ids, step.base_logits - step.log_normalizer, step.scores, step.rewards
+    ids, logprobs, scores, rewards = (
+        step.candidate_ids,
+        step.base_logits - step.log_normalizer,
+        step.scores,
+        step.rewards,
+    )
     if ids is None:
         logprobs, ids = logprobs.topk(min(PLAIN_CANDIDATES, logprobs.shape[-1]), dim=-1)
         scores, rewards = scores.gather(1, ids), rewards[:, :0]

@@ -32,11 +32,14 @@ def pair_betas(rewards: Rewards, beta: float | Sequence[float] | None) -> list[t
     if rewards is None:
         return []
     if isinstance(rewards, Mapping):
-        rewards, beta = list(rewards), list(rewards.values())
+        beta = list(rewards.values())
+        rewards = list(rewards)
     listed = [rewards] if isinstance(rewards, str | Path | TokenReward) else list(rewards)
     betas = list(beta) if isinstance(beta, Sequence) else [1.0 if beta is None else beta] * len(listed)
     if len(betas) != len(listed):
-        raise UserError(f"{len(betas)} betas for {len(listed)} rewards: give one number, or one for each reward")
+        raise UserError(
+            f"{len(betas)} betas for {len(listed)} rewards: give one number, or one for each reward"
+        )
     pairs = [_split(reward, beta) for reward, beta in zip(listed, betas, strict=True)]
     for reward, strength in pairs:
         if not math.isfinite(strength):
@@ -53,7 +56,7 @@ def _split(reward: RewardLike, beta: float) -> tuple[RewardLike, float]:
         return name, float(strength)
     except ValueError:
         raise UserError(
-            f"reward {reward!r}: {strength!r} is not a number; write it as name:beta, such as {name or 'positive'}:2"
+            f"reward {reward!r}: {strength!r} is no number; write name:beta, such as {name or 'positive'}:2"
         ) from None
 
 

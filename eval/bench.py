@@ -45,7 +45,9 @@ def steer(
     model: Model = "smollm2-135m",
     reward: Reward = "positive",
     betas: Annotated[list[float] | None, typer.Option("--beta", help="Repeat. [-4 -1 0 1 2 4 8]")] = None,
-    prompts: Annotated[str | None, typer.Option(help="File of prompts; the 200 built-in neutral ones.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="File of prompts; the 200 built-in neutral ones.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="Prompts used.", min=2)] = 200,
     num_return_sequences: Annotated[int, typer.Option("--num-return-sequences", "-n")] = 4,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens a sample.")] = 20,
@@ -55,7 +57,7 @@ def steer(
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    """Mean reward and perplexity over beta, with intervals over prompts; beta 0 samples the same candidates."""
+    """Mean reward and perplexity over beta, with intervals over prompts."""
     from decoder.decoder import Decoder, make_config
     from decoder.models import quiet_transformers
     from eval.bench_steer import bench_steer

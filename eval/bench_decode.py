@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,16 +62,23 @@ def bench_decode(
             rows += [_row(size, name, found, tokens) for name, found in times.items()]
             checks |= _checks(size, times)
     settings = {
-        "model": decoder.lm.identity.name, "dtype": str(decoder.lm.model.dtype), "device": str(decoder.lm.device),
+        "model": decoder.lm.identity.name, "dtype": str(decoder.lm.model.dtype),
+        "device": str(decoder.lm.device),
         "reward": reward, "max_new_tokens": max_new_tokens, "rounds": rounds, "reward_top_k": reward_top_k,
         "threads": torch.get_num_threads(),
-        "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 << (20 if sys.platform == "darwin" else 10)),
+        "process_peak_mb": process_peak() // 2**20,
     }  # fmt: skip
     return rows, checks, settings
 
 
+def process_peak() -> int:
+    """Return the most bytes this process has held; the system counts in KiB, but on a Mac in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def take_turns(
-    methods: dict[str, Callable[[], Timing]], rounds: int, advance: Callable[[], None]
+    methods: Mapping[str, Callable[[], Timing]], rounds: int, advance: Callable[[], None]
 ) -> dict[str, list[Timing]]:
     """Return each method's timings; a first round warms up and is dropped, the order shifts each round."""
     times: dict[str, list[Timing]] = {name: [] for name in methods}
@@ -98,11 +105,12 @@ def run_loop(decoder: Decoder, job: Job) -> Timing:
 def run_generate(decoder: Decoder, job: Job) -> Timing:
     """Time transformers' generate on the same prompts, filters and length, no token ending a row early."""
     ids, mask = left_pad(job.prompt_ids, decoder.lm.device)
+    model: Any = decoder.lm.model  # generate() comes from a mixin that PreTrainedModel does not declare
     config = GenerationConfig(
         max_new_tokens=job.max_new_tokens, do_sample=True, top_k=job.sampling.top_k, pad_token_id=0
     )
     with measured(decoder) as record:
-        decoder.lm.model.generate(
+        model.generate(
             input_ids=ids, attention_mask=mask.long(), generation_config=config, streamer=_Clock(record)
         )
     return record.timing()

@@ -42,7 +42,8 @@ def bench_steer(
     rows = [_row(beta, found[beta], found[0.0], seconds[beta]) for beta in strengths]
     settings = {
         "model": decoder.lm.identity.name, "dtype": str(decoder.lm.model.dtype), "reward": reward,
-        "prompts": len(prompts), "samples": config.num_return_sequences, "max_new_tokens": config.max_new_tokens,
+        "prompts": len(prompts), "samples": config.num_return_sequences,
+        "max_new_tokens": config.max_new_tokens,
         "reward_top_k": config.sampling.reward_top_k, "seed": config.seed,
     }  # fmt: skip
     return rows, _checks(found), settings
@@ -56,10 +57,12 @@ def sample(
     config: DecodeConfig,
     advance: Any,
 ) -> np.ndarray:
-    """Return (P, N, 3) float64: P(attribute) of each finished sample, sum of base log-probabilities, tokens."""
+    """Return (P, N, 3) float64: each finished sample's P(attribute), base log-probability, tokens."""
     acting = WeightedReward("reward", reward if beta >= 0 else reward.opposite(), beta)
     table = np.zeros((len(token_ids), config.num_return_sequences, 3))
-    for batch in plan_batches([len(ids) for ids in token_ids], config.num_return_sequences, config.batch_size):
+    for batch in plan_batches(
+        [len(ids) for ids in token_ids], config.num_return_sequences, config.batch_size
+    ):
         job = Job(
             [token_ids[prompt] for prompt in batch.prompts], batch.rows, batch.prompts, [acting],
             config.sampling, config.max_new_tokens, config.seed, trace=True,
@@ -67,7 +70,10 @@ def sample(
         scores = follow(decoder, job)
         for (position, number), values in zip(batch.rows, scores.tolist(), strict=True):
             probability = math.exp(values[0])
-            table[batch.prompts[position], number] = [probability if beta >= 0 else 1 - probability, *values[1:]]
+            table[batch.prompts[position], number] = [
+                probability if beta >= 0 else 1 - probability,
+                *values[1:],
+            ]
         for _ in {prompt for prompt, sample_index in batch.rows if sample_index == 0}:
             advance()
     return table
@@ -77,6 +83,7 @@ def follow(decoder: Decoder, job: Job) -> torch.Tensor:
     """Return (B, 3): last reward, sum of base log-probabilities and number of tokens of each row."""
     totals = torch.zeros(len(job.rows), 3, dtype=torch.float64, device=decoder.lm.device)
     for step in decoder.backend.steps(job):
+        assert step.log_normalizer is not None  # the job is traced
         logprobs = step.base_logits.gather(1, step.chosen[:, None]) - step.log_normalizer
         totals[step.rows, 0] = chosen_rewards(step)[:, 0].double()
         totals[step.rows, 1] += logprobs[:, 0].double()
@@ -94,7 +101,8 @@ def _row(beta: float, found: np.ndarray, plain: np.ndarray, seconds: float) -> d
     perplexity = bootstrap(found, _perplexity)
     return {
         "beta": beta, "mean_p": reward.value, "interval": reward.interval, "gain": gain.value,
-        "gain_interval": gain.interval, "perplexity": perplexity.value, "perplexity_interval": perplexity.interval,
+        "gain_interval": gain.interval, "perplexity": perplexity.value,
+        "perplexity_interval": perplexity.interval,
         "tokens_per_second": float(found[..., 2].sum() / seconds),
     }  # fmt: skip
 

@@ -48,10 +48,19 @@ def emit(
     for name, check in found.items():
         low, high = check["interval"]
         mark = "ok " if check["ok"] else "MISS"
-        console.print(f"{mark} {name}: {check['value']:.3f} [{low:.3f}, {high:.3f}], target {check['target']:g}", highlight=False)
+        console.print(
+            f"{mark} {name}: {check['value']:.3f} [{low:.3f}, {high:.3f}], target {check['target']:g}",
+            highlight=False,
+        )
     print(
         json.dumps(
-            {"benchmark": benchmark, "versions": versions(), "settings": dict(settings), "rows": list(rows), "checks": found}
+            {
+                "benchmark": benchmark,
+                "versions": versions(),
+                "settings": dict(settings),
+                "rows": list(rows),
+                "checks": found,
+            }
         ),
         flush=True,
     )

@@ -47,6 +47,6 @@ def bootstrap(
     return Estimate(float(statistic(rows)), float(low), float(high), len(rows))
 
 
-def paired_difference(after: ArrayLike, before: ArrayLike, **options: float) -> Estimate:
+def paired_difference(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> Estimate:
     """Return mean(after - before) over paired units (n,) with its bootstrap interval."""
-    return bootstrap(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), **options)
+    return bootstrap(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), seed=seed)

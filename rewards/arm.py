@@ -153,15 +153,18 @@ def save_pretrained(
 def _arm_config(directory: Path, config: Mapping[str, Any], generator: ModelIdentity) -> ArmConfig:
     try:
         layers = tuple(int(layer) for layer in config["layers"])
-        arm = ArmConfig(
-            layers, config["hidden_size"], config["rank"], config["summary"], config["output"]
-        )
+        arm = ArmConfig(layers, config["hidden_size"], config["rank"], config["summary"], config["output"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory}/config.json lacks or garbles {error}: train the reward again") from None
-    if arm.summary not in ("none", "text", "generated") or arm.output not in ("log_probability", "probability"):
+    if arm.summary not in ("none", "text", "generated") or arm.output not in (
+        "log_probability",
+        "probability",
+    ):
         raise UserError(f"{directory}/config.json: unknown summary {arm.summary!r} or output {arm.output!r}")
     if arm.hidden_size != generator.hidden_size:
-        raise UserError(f"{directory} reads {arm.hidden_size} numbers a tap, the model has {generator.hidden_size}")
+        raise UserError(
+            f"{directory} reads {arm.hidden_size} numbers a tap, the model has {generator.hidden_size}"
+        )
     return arm
 
 

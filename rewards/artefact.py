@@ -35,7 +35,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{directory} is not a saved reward: cannot read {path.name} ({error.strerror})") from None
+        raise UserError(
+            f"{directory} is not a saved reward: cannot read {path.name} ({error.strerror})"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): train or copy the reward again") from None
     if not isinstance(config, dict) or "kind" not in config:

@@ -15,8 +15,8 @@ from decoder.contracts import UserError
 Cleaner = Callable[[str], str]
 
 _SOCIAL = re.compile(r"https?://\S+|www\.\S+|\bRT\b|@\w+:?|&[#\w]+;")
-_LEADING = re.compile(r"^[^\w\"'(\[#$]+")
-_LONE_I = re.compile(r"\bi\b(?=$|[ '\u2019,.!?;:])")
+_LEADING = re.compile(r"^[^\w#$]+")
+_LONE_I = re.compile(r"(?<![\w.'-])i(?=$|[ ',!?;:]|\.(?!\w))")  # not the one of "i.e."
 _BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
 _BRACKET = re.compile("|".join(_BRACKETS), re.IGNORECASE)
 

@@ -101,7 +101,10 @@ def read_states(
         with _written_at_once(missing, shape) as arrays:
             _fill(lm, rows, states, arrays, title)
     # Copy-on-write only because torch cannot wrap read-only memory; nothing writes to it.
-    taps = {layer: torch.from_numpy(np.memmap(path, np.float16, "c", shape=shape)) for layer, path in files.items()}
+    taps = {
+        layer: torch.from_numpy(np.memmap(path, np.float16, "c", shape=shape))
+        for layer, path in files.items()
+    }
     return TokenStates(taps, states.next_ids, states.starts, states.lengths)
 
 
@@ -124,7 +127,9 @@ def _make_room(cache: Path, n_bytes: int) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache).free
     except OSError as error:
-        raise UserError(f"cannot use the cache folder {cache} ({error.strerror}): give another with --cache") from None
+        raise UserError(
+            f"cannot use the cache folder {cache} ({error.strerror}): give another with --cache"
+        ) from None
     if free < 1.05 * n_bytes:
         raise UserError(
             f"the states take {n_bytes / 1e9:.1f} GB and {cache} has {free / 1e9:.1f} GB free: "
@@ -144,7 +149,9 @@ def _written_at_once(files: Mapping[int, Path], shape: tuple[int, int]) -> Itera
             half.replace(files[layer])
     except OSError as error:
         folder = next(iter(files.values())).parent
-        raise UserError(f"cannot write to {folder} ({error.strerror}): give another folder with --cache") from None
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): give another folder with --cache"
+        ) from None
     finally:
         for half in halves.values():
             half.unlink(missing_ok=True)
@@ -160,7 +167,9 @@ def _fill(
             for layer, array in arrays.items():
                 tokens = features(reading.taps, (layer,))[reading.mask]  # (n, d), text after text
                 if not bool(tokens.isfinite().all()):
-                    raise UserError(f"the model's states at layer {layer} are not finite: try --dtype float32")
+                    raise UserError(
+                        f"the model's states at layer {layer} are not finite: try --dtype float32"
+                    )
                 array[where] = tokens.cpu().half().numpy()
             progress.advance(task, len(where))
 

@@ -134,7 +134,9 @@ def cumulative_loss(scores: Tensor, lengths: Tensor, targets: Tensor, weights: T
     """Return the mean over texts (B,) of the loss of their tokens, scores (n,), weighted 2t / (l(l+1))."""
     token_weights = (weights.repeat_interleave(lengths) * position_weights(lengths)).to(scores.dtype)
     token_targets = targets.repeat_interleave(lengths).to(scores.dtype)
-    return binary_cross_entropy_with_logits(scores, token_targets, token_weights, reduction="sum") / len(lengths)
+    return binary_cross_entropy_with_logits(scores, token_targets, token_weights, reduction="sum") / len(
+        lengths
+    )
 
 
 def position_weights(lengths: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ class Source:
     split: str = "train"
     subset: str | None = None
 
+    def header(self) -> bool | None:
+        """Return whether the columns asked for are names, not positions; None where none is asked for."""
+        asked = [name for name in (self.text, *self.labels) if name is not None]
+        return not all(name.isdigit() for name in asked) if asked else None
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledTexts:
@@ -95,11 +100,13 @@ def read_labelled(sources: Sequence[Source], clean: Cleaner) -> LabelledTexts:
     n_rows = n_empty = 0
     columns: tuple[str, ...] = ()
     for source in sources:
-        table = open_table(source.path, split=source.split, subset=source.subset)
+        table = open_table(source.path, header=source.header(), split=source.split, subset=source.subset)
         text_column, label_columns = _resolve(table, source)
         columns = columns or label_columns
         if len(label_columns) != len(columns):
-            raise UserError(f"{source.path}: {len(label_columns)} label columns where {len(columns)} are expected")
+            raise UserError(
+                f"{source.path}: {len(label_columns)} label columns where {len(columns)} are expected"
+            )
         for place, (text, *cells) in table.rows([text_column, *label_columns]):
             n_rows += 1
             cleaned = clean(_text(text, place))

@@ -41,7 +41,8 @@ def load_reward(reward: str | Path | TokenReward, lm: CausalLM) -> TokenReward:
     if not isinstance(reward, str | Path):
         return reward
     directory = find(reward)
-    return _class_of(directory).from_pretrained(directory, lm)
+    loaded: TokenReward = _class_of(directory).from_pretrained(directory, lm)
+    return loaded
 
 
 def _class_of(directory: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from rewards.fit_arm import Fit, Recipe, Task, fit
 
 DEPTHS = (0.4, 0.5, 0.6, 0.7, 0.8)  # of the blocks; the ends of a model know less of a text's attributes
 RANKS = (16, 64)
-WEIGHT_DECAYS = (0.1, 1.0, 10.0)
+WEIGHT_DECAYS = (1.0, 10.0)
 LAYER_RECIPE = Recipe(epochs=3)
 LAYER_RANK = 16
 MAX_TEXTS = 8_000  # choosing on more would cost time and change little
@@ -21,23 +22,29 @@ MAX_TEXTS = 8_000  # choosing on more would cost time and change little
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One line of the selection table; loss is on the validation texts."""
+    """One line of the selection table; loss is on the validation texts, before calibration."""
 
     layers: tuple[int, ...]
     rank: int
     weight_decay: float
     epochs: int
     loss: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The head chosen, fitted on all training texts, and every trial on the way."""
+    """The head chosen, fitted on all training texts, and every trial on the way.
+
+    fit_seconds: of the fit kept; selection_seconds: of all others.
+    """
 
     arm: ArmConfig
     recipe: Recipe
     fit: Fit
     trials: tuple[Trial, ...]
+    fit_seconds: float
+    selection_seconds: float
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:
@@ -61,28 +68,36 @@ def choose(
     arm, recipe: whatever is not chosen here. fixed_layers: read all `layers` instead of choosing.
     on_fit: called after each fit.
     """
-    few = _few(task, recipe.seed)
+    few, start = _few(task, recipe.seed), time.perf_counter()
     trials: list[Trial] = []
 
     def attempt(arm: ArmConfig, recipe: Recipe) -> Fit:
+        begin = time.perf_counter()
         found = fit(few, arm, recipe)
-        trials.append(Trial(arm.layers, arm.rank, recipe.weight_decay, recipe.epochs, found.loss))
+        seconds = time.perf_counter() - begin
+        trials.append(Trial(arm.layers, arm.rank, recipe.weight_decay, recipe.epochs, found.loss, seconds))
         on_fit()
         return found
 
     chosen = tuple(layers) if fixed_layers else _choose_layers(attempt, arm, recipe.seed, layers)
-    fits = []
-    for rank, decay in itertools.product(ranks, weight_decays):
-        setting = replace(arm, layers=chosen, rank=rank), replace(recipe, weight_decay=decay)
-        fits.append((attempt(*setting), *setting))
-    best, arm, recipe = min(fits, key=lambda entry: entry[0].loss)
+    settings = [
+        (replace(arm, layers=chosen, rank=rank), replace(recipe, weight_decay=decay))
+        for rank, decay in itertools.product(ranks, weight_decays)
+    ]
+    fits = [attempt(*setting) for setting in settings]
+    best = min(range(len(fits)), key=lambda index: fits[index].loss)
+    found, seconds = fits[best], trials[len(trials) - len(fits) + best].seconds
     if few is not task:
-        best = fit(task, arm, recipe)
+        begin = time.perf_counter()
+        found = fit(task, *settings[best])
+        seconds = time.perf_counter() - begin
     on_fit()
-    return Choice(arm, recipe, best, tuple(trials))
+    return Choice(*settings[best], found, tuple(trials), seconds, time.perf_counter() - start - seconds)
 
 
-def count_fits(layers: Sequence[int], ranks: Sequence[int], weight_decays: Sequence[float], fixed_layers: bool) -> int:
+def count_fits(
+    layers: Sequence[int], ranks: Sequence[int], weight_decays: Sequence[float], fixed_layers: bool
+) -> int:
     """Return how often `choose` calls `on_fit`."""
     return (0 if fixed_layers else 2 * len(layers) - 1) + len(ranks) * len(weight_decays) + 1
 
@@ -92,8 +107,9 @@ def _choose_layers(
 ) -> tuple[int, ...]:
     """Return the best single layer, with a second one if any pair is better."""
 
+    recipe = replace(LAYER_RECIPE, seed=seed)
+
     def losses(candidates: Iterator[tuple[int, ...]]) -> dict[tuple[int, ...], float]:
-        recipe = replace(LAYER_RECIPE, seed=seed)
         return {c: attempt(replace(arm, layers=c, rank=LAYER_RANK), recipe).loss for c in candidates}
 
     singles = losses((layer,) for layer in layers)

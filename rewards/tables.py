@@ -27,10 +27,13 @@ class Table:
     rows: Callable[[Sequence[str]], Iterator[Row]]
 
 
-def open_table(path: str, *, split: str = "train", subset: str | None = None) -> Table:
+def open_table(
+    path: str, *, header: bool | None = None, split: str = "train", subset: str | None = None
+) -> Table:
     """Return the table in a file or folder, or of a hub id (owner/name), whose split and subset count.
 
-    A CSV or TSV file without a header has columns "0", "1", ... Raises UserError, also while rows are
+    header: whether a CSV or TSV file has one; None looks at its first line. Without one the columns
+    are "0", "1", ... Raises UserError, also while rows are
     read: missing, empty or unreadable file, invalid UTF-8, broken JSON, ragged row, missing package.
     """
     place, suffix = Path(path), Path(path).suffix.lower()
@@ -45,7 +48,9 @@ def open_table(path: str, *, split: str = "train", subset: str | None = None) ->
     if suffix == ".parquet":
         return _parquet(path)
     text = _read_text(place)
-    return _json_lines(path, text) if suffix in JSON_LINES else _delimited(path, text, DELIMITERS[suffix])
+    if suffix in JSON_LINES:
+        return _json_lines(path, text)
+    return _delimited(path, text, DELIMITERS[suffix], header)
 
 
 def _read_text(path: Path) -> str:
@@ -57,13 +62,15 @@ def _read_text(path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: invalid UTF-8 (0x{raw[error.start]:02x}): save it as UTF-8") from None
+        raise UserError(
+            f"{path}, line {line}: invalid UTF-8 (0x{raw[error.start]:02x}): save it as UTF-8"
+        ) from None
     if not text.strip():
         raise UserError(f"{path} is empty: give a file with texts and labels")
     return text
 
 
-def _delimited(path: str, text: str, delimiter: str) -> Table:
+def _delimited(path: str, text: str, delimiter: str, header: bool | None) -> Table:
     # Tab-separated files of language data hold bare quotes; commas need real quoting.
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(sys.maxsize)
@@ -73,10 +80,12 @@ def _delimited(path: str, text: str, delimiter: str) -> Table:
         try:
             yield from ((reader.line_num, cells) for cells in reader if cells)
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}: mend the line or save as JSONL") from None
+            raise UserError(
+                f"{path}, line {reader.line_num}: {error}: mend the line or save as JSONL"
+            ) from None
 
     first = next(records())[1]
-    has_header = not (len(first) > 1 and any(is_number(cell) for cell in first))
+    has_header = not any(map(_is_label, first)) if header is None else header
     columns = tuple(first) if has_header else tuple(map(str, range(len(first))))
 
     def rows(names: Sequence[str]) -> Iterator[Row]:
@@ -94,8 +103,8 @@ def _delimited(path: str, text: str, delimiter: str) -> Table:
     return Table(columns, rows)
 
 
-def is_number(cell: str) -> bool:
-    """Return whether a cell reads as a number or truth value; a header has none."""
+def _is_label(cell: str) -> bool:
+    """Return whether a cell reads as a number or truth value; names of columns do not."""
     try:
         float(cell)
     except ValueError:
@@ -166,7 +175,9 @@ def _dataset(path: str, split: str, subset: str | None) -> Table:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"reading the data set {path} needs datasets: pip install 'tiller-lm[train]'") from None
+        raise UserError(
+            f"reading the data set {path} needs datasets: pip install 'tiller-lm[train]'"
+        ) from None
     saved = any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
         found = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, subset)
@@ -176,7 +187,9 @@ def _dataset(path: str, split: str, subset: str | None) -> Table:
         ) from None
     if isinstance(found, dict):
         if split not in found:
-            raise UserError(f"{path} has no split {split!r}, it has {', '.join(found)}: write {path}::split=NAME")
+            raise UserError(
+                f"{path} has no split {split!r}, it has {', '.join(found)}: write {path}::split=NAME"
+            )
         found = found[split]
 
     def rows(names: Sequence[str]) -> Iterator[Row]:

@@ -41,7 +41,9 @@ def toxicity_data(
     rng = random.Random(seed)
     for name in FILES.values():
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} does not exist: give the folder that holds toxicity/, sst2/ and prompts/")
+            raise UserError(
+                f"{folder / name} does not exist: give the folder that holds toxicity/, sst2/ and prompts/"
+            )
     comments = read_comments(folder / FILES["comments"])
     rng.shuffle(comments)
     half = len(comments) // 2
@@ -58,7 +60,7 @@ def toxicity_data(
 
 def read_tweets(path: Path) -> list[Pair]:
     """Return Davidson et al.'s tweets, cleaned: class 2 (neither) is harmless, 0 and 1 are toxic."""
-    from rewards.labelled_text import clean_social
+    from rewards.clean_text import clean_social
 
     with path.open(encoding="utf-8", newline="") as file:
         pairs = [(clean_social(row["tweet"]), int(row["class"] == "2")) for row in csv.DictReader(file)]
@@ -74,8 +76,9 @@ def read_comments(path: Path) -> list[Pair]:
 
 def read_reviews(path: Path) -> list[Pair]:
     """Return film review sentences, good and bad alike, as harmless."""
-    from rewards.labelled_text import detokenise
+    from rewards.clean_text import make_cleaner
 
+    detokenise = make_cleaner(detokenize=True, social=False)
     lines = path.read_text(encoding="utf-8").splitlines()
     return [(detokenise(line.split("\t")[0]), 1) for line in lines]
 

@@ -205,7 +205,9 @@ def test_output_that_cannot_be_written(tiny_dir: Path, head: Path, tmp_path: Pat
     given = ("Hello", "--model", tiny_dir, "--reward", head, "--max-new-tokens", "4")
     refused(run(*given, "--output", tmp_path / "file" / "g.jsonl"), str(tmp_path / "file"))
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(command(*given), cwd=REPO, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False)
+        done = subprocess.run(
+            command(*given), cwd=REPO, stdout=full, stderr=subprocess.PIPE, timeout=120, check=False
+        )
     refused(done, "No space left")
 
 
@@ -225,7 +227,18 @@ def test_disk_full_keeps_what_is_finished(tiny_dir: Path, head: Path, tmp_path: 
     """When the disk fills up, the error says so, whole lines stay, and a rerun completes the file."""
     prompts = tmp_path / "p.txt"
     prompts.write_text("".join(f"Prompt number {i}\n" for i in range(40)))
-    given = ("--prompts", prompts, "--model", tiny_dir, "--reward", head, "--max-new-tokens", "4", "--batch-size", "4")
+    given = (
+        "--prompts",
+        prompts,
+        "--model",
+        tiny_dir,
+        "--reward",
+        head,
+        "--max-new-tokens",
+        "4",
+        "--batch-size",
+        "4",
+    )
     assert run(*given, "--output", tmp_path / "whole" / "g.jsonl").returncode == 0
     output = tmp_path / "cut" / "g.jsonl"
     whole = (tmp_path / "whole" / "g.jsonl").read_bytes()
@@ -246,7 +259,18 @@ def test_interrupt_keeps_what_is_finished(tiny_dir: Path, head: Path, tmp_path: 
     prompts = tmp_path / "p.txt"
     prompts.write_text("".join(f"Prompt number {i}\n" for i in range(4000)))
     output = tmp_path / "g.jsonl"
-    given = ("--prompts", prompts, "--model", tiny_dir, "--reward", head, "--max-new-tokens", "8", "--output", output)
+    given = (
+        "--prompts",
+        prompts,
+        "--model",
+        tiny_dir,
+        "--reward",
+        head,
+        "--max-new-tokens",
+        "8",
+        "--output",
+        output,
+    )
     process = subprocess.Popen(command(*given), cwd=REPO, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 90
     while not (output.exists() and output.stat().st_size) and time.monotonic() < deadline:

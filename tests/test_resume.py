@@ -23,7 +23,7 @@ PROMPTS = 10_000
 @pytest.fixture
 def given(tiny_dir: Path, tmp_path: Path) -> list[str]:
     """A command for ten thousand ragged prompts at eight tokens each."""
-    words = "the kettle sang while rain went on and nobody at the station was surprised".split()
+    words = ["kettle", "sang", "while", "rain", "went", "on", "nobody", "at", "station", "surprised"]
     rng = random.Random(0)
     texts = [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(PROMPTS)]
     (tmp_path / "p.txt").write_text("\n".join(texts) + "\n")
@@ -32,7 +32,8 @@ def given(tiny_dir: Path, tmp_path: Path) -> list[str]:
         ArmHead(ArmConfig((1, 3), 32, rank=4)), head, identify("tiny", tiny_llama(), tiny_tokenizer()), {}
     )
     return [
-        sys.executable, "-m", "decoder.generate", "--prompts", str(tmp_path / "p.txt"), "--model", str(tiny_dir),
+        sys.executable, "-m", "decoder.generate", "--prompts", str(tmp_path / "p.txt"),
+        "--model", str(tiny_dir),
         "--reward", f"{head}:4", "--max-new-tokens", "8", "--batch-size", "64", "--output",
     ]  # fmt: skip
 
