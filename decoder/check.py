@@ -41,7 +41,7 @@ def check(
         failed += not result.passed
         style = "green" if result.passed else "bold red"
         console.print(
-            f"[{style}]{'pass' if result.passed else 'FAIL'}[/]  {result.name:<34} {result.detail}",
+            f"[{style}]{'pass' if result.passed else 'FAIL'}[/]  {result.name:<36} {result.detail}",
             soft_wrap=True,
         )
     console.print(f"{failed} failed" if failed else "all passed", style="bold")

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from decoder.contracts import Completion, TokenReward
-from decoder.decoder import Decoder
+from decoder.decoder import DecodeConfig, Decoder
+from decoder.loop import ScoreError
 from decoder.replay import left_pad, score_path
+from decoder.tokenise import as_prompts
 
 PROMPTS = ["The report says that", "Yes", "On Monday the team met in the small room behind the kitchen and"]
 NEW_TOKENS = 12
@@ -40,7 +42,11 @@ def all_checks(decoder: Decoder, reward: str | TokenReward | None) -> Iterator[C
         return
     loaded = decoder.load_reward(reward)
     yield Check("reward fits the model", True, f"reads layers {', '.join(map(str, loaded.layers)) or 'none'}")
-    steered = _decode(decoder, PROMPTS, loaded)
+    try:
+        steered = _decode(decoder, PROMPTS, loaded)
+    except ScoreError as error:
+        yield Check("reward is finite", False, str(error))
+        return
     yield reward_is_finite(steered)
     yield batch_is_single(decoder, loaded, steered)
     yield twice_is_the_same(decoder, loaded, steered)
@@ -56,9 +62,6 @@ def vocabulary_matches(decoder: Decoder) -> Check:
 
 def single_bos(decoder: Decoder) -> Check:
     """Neither plain nor chat prompts start with two BOS."""
-    from decoder.decoder import DecodeConfig
-    from decoder.tokenise import as_prompts
-
     bos = decoder.tokenizer.bos_token_id
     forms = [False, True] if decoder.tokenizer.chat_template else [False]
     starts = [decoder.tokenise(as_prompts(PROMPTS[0]), DecodeConfig(), chat=chat)[0][:2] for chat in forms]
@@ -69,7 +72,7 @@ def single_bos(decoder: Decoder) -> Check:
 @torch.inference_mode()
 def left_padding_is_inert(decoder: Decoder) -> Check:
     """Next-token logits of a padded batch are those of each prompt alone."""
-    rows = [decoder.tokenizer(text).input_ids for text in PROMPTS]
+    rows = _token_ids(decoder)
     together = decoder.lm.start().prefill(*left_pad(rows, decoder.lm.device)).logits
     alone = torch.cat(
         [decoder.lm.start().prefill(*left_pad([row], decoder.lm.device)).logits for row in rows]
@@ -80,7 +83,7 @@ def left_padding_is_inert(decoder: Decoder) -> Check:
 @torch.inference_mode()
 def cached_is_uncached(decoder: Decoder) -> Check:
     """Feeding tokens one by one gives the logits of reading the whole text at once."""
-    ids, mask = left_pad([decoder.tokenizer(PROMPTS[2]).input_ids], decoder.lm.device)
+    ids, mask = left_pad(_token_ids(decoder)[2:], decoder.lm.device)
     session = decoder.lm.start()
     session.prefill(ids[:, :3], mask[:, :3])
     for position in range(3, ids.shape[1]):
@@ -91,13 +94,16 @@ def cached_is_uncached(decoder: Decoder) -> Check:
 
 def plain_is_generate(decoder: Decoder) -> Check:
     """Greedy decoding without a reward gives the tokens of transformers' generate."""
-    inputs = decoder.tokenizer(PROMPTS[0], return_tensors="pt").to(decoder.lm.device)
+    ids, mask = left_pad(_token_ids(decoder)[:1], decoder.lm.device)
     model: Any = decoder.lm.model  # generate() comes from a mixin that PreTrainedModel does not declare
-    theirs = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-    new = theirs[0, inputs.input_ids.shape[1] :].tolist()
-    ours = list(
-        decoder.generate(PROMPTS[0], do_sample=False, max_new_tokens=NEW_TOKENS)[0].samples[0].token_ids
-    )
+    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "repetition_penalty": 1.0}  # over its own
+    theirs = model.generate(input_ids=ids, attention_mask=mask.long(), **settings)
+    new = theirs[0, ids.shape[1] :].tolist()
+    try:
+        found = decoder.generate(PROMPTS[0], do_sample=False, max_new_tokens=NEW_TOKENS)
+    except ScoreError as error:
+        return Check("plain equals transformers' generate", False, str(error))
+    ours = list(found[0].samples[0].token_ids)
     same = sum(a == b for a, b in zip(ours, new, strict=False))
     return Check("plain equals transformers' generate", ours == new, f"{same} of {len(new)} tokens agree")
 
@@ -134,9 +140,12 @@ def beta_zero_is_plain(decoder: Decoder, reward: TokenReward) -> Check:
 
 def stepwise_is_replayed(decoder: Decoder, reward: TokenReward, steered: list[Completion]) -> Check:
     """Rewards seen while decoding are those of reading the finished text again."""
-    prompts = [decoder.tokenizer(text).input_ids for text in PROMPTS]
-    again = score_path(decoder.lm, reward, prompts, [list(done.token_ids) for done in steered])
+    again = score_path(decoder.lm, reward, _token_ids(decoder), [list(done.token_ids) for done in steered])
     return _close(decoder, "decoded equals replayed reward", torch.tensor(_gap(steered, again)))
+
+
+def _token_ids(decoder: Decoder) -> list[list[int]]:
+    return decoder.tokenise(as_prompts(PROMPTS), DecodeConfig(max_new_tokens=NEW_TOKENS), chat=False)
 
 
 def _decode(decoder: Decoder, texts: list[str], reward: TokenReward) -> list[Completion]:

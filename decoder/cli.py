@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -28,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,
 }
 CONTEXT: dict[str, Any] = {
-    "token_normalize_func": lambda name: name.replace("_", "-") if name.startswith("--") else name,
+    "token_normalize_func": lambda name: name.replace("_", "-"),  # it sees names without their dashes
     "help_option_names": ["-h", "--help"],
 }
 
@@ -36,7 +37,7 @@ CONTEXT: dict[str, Any] = {
 def make_app(command: Callable[..., Any]) -> typer.Typer:
     """Return a one-command typer app; options may be spelled with `_` or `-` alike."""
     app = typer.Typer(**SETTINGS)
-    app.command(context_settings=CONTEXT)(command)
+    app.command(context_settings=CONTEXT)(_ending_quietly(command))
     return app
 
 
@@ -45,8 +46,24 @@ def make_group(commands: Mapping[str, Callable[..., Any]]) -> typer.Typer:
     app = typer.Typer(**SETTINGS, context_settings=CONTEXT)
     app.callback()(lambda: None)
     for name, command in commands.items():
-        app.command(name, context_settings=CONTEXT)(command)
+        app.command(name, context_settings=CONTEXT)(_ending_quietly(command))
     return app
+
+
+def _ending_quietly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the command, but ending well when the reader of its output leaves, as `| head` does."""
+
+    @functools.wraps(command)  # typer reads the signature through it
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        try:
+            code = command(*arguments, **options)
+            sys.stdout.flush()
+        except BrokenPipeError:  # typer itself would exit with 1, which means a failed check here
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return code
+
+    return wrapped
 
 
 def run(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
@@ -62,9 +79,6 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     if code == 130:  # typer may have turned the interrupt into this code already
         _complain("interrupted; what was finished is kept")
     sys.exit(code if isinstance(code, int) else 0)

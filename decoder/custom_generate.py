@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -22,15 +31,17 @@ from decoder.loop import Rows, decode
 from decoder.sampling import SamplingConfig, draw_uniforms
 from decoder.weighting import Rewards, pair_betas, weigh_rewards
 
-# What generate() puts into its processor list for settings that the one formula honours by itself.
-HONOURED = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+# What generate() puts into its lists for settings that this loop honours by itself.
+HONOURED = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MaxLengthCriteria, EosTokenCriteria)
+# Assisted decoding only promises to be faster than the mode it assists.
+MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
 
 
 def custom_generate(
     model: PreTrainedModel,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList | None = None,
-    stopping_criteria: Any = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
     generation_config: GenerationConfig | None = None,
     *,
     reward: Rewards = None,
@@ -38,7 +49,6 @@ def custom_generate(
     reward_top_k: int = 20,
     seed: int | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
-    streamer: Any = None,
     **model_kwargs: Any,
 ) -> Tensor:
     """Return input_ids (B, T) followed by the steered continuation, padded on the right with the pad id.
@@ -47,12 +57,13 @@ def custom_generate(
     seed: by default drawn from torch's global generator, so `torch.manual_seed` governs the call.
     processing_class: the tokenizer, so that saved rewards can check that it is theirs; without it only
         the sizes are checked.
-    Raises UserError for settings this loop does not do: beams, penalties, several processors.
+    Raises UserError for settings this loop does not do: beams, penalties, stop strings, time limits and
+    the like. A streamer is handed by transformers to its own loops only: for streams, take Decoder.stream.
     """
     from rewards.load import load_reward
 
     config = generation_config or model.generation_config
-    _refuse_unsupported(config, logits_processor)
+    _refuse_unsupported(config, [*(logits_processor or ()), *(stopping_criteria or ())], model_kwargs)
     lm = CausalLM(model, identify(model.name_or_path or "model", model, processing_class))
     rewards = weigh_rewards(pair_betas(reward, beta), lambda found: load_reward(found, lm))
     seed = int(torch.randint(2**62, ())) if seed is None else seed
@@ -66,10 +77,6 @@ def custom_generate(
     ):
         new[step.rows, step.index] = step.token_ids
         longest = step.index + 1
-        if streamer is not None:
-            streamer.put(new[:, step.index].cpu())
-    if streamer is not None:
-        streamer.end()
     return torch.cat([input_ids, new[:, :longest]], dim=1)
 
 
@@ -104,16 +111,20 @@ def _sampling(config: GenerationConfig, reward_top_k: int) -> SamplingConfig:
     )
 
 
-def _refuse_unsupported(config: GenerationConfig, processors: LogitsProcessorList | None) -> None:
+def _refuse_unsupported(config: GenerationConfig, acting: list[Any], model_kwargs: dict[str, Any]) -> None:
     if (config.num_beams or 1) > 1:
         raise UserError(f"num_beams is {config.num_beams}: rewards steer samples, not beams; leave it at 1")
-    for processor in processors or ():
-        if not isinstance(processor, HONOURED):
-            raise UserError(
-                f"{type(processor).__name__} cannot act beside a reward: unset the option that asks for it"
-            )
+    if config.get_generation_mode() not in MODES:
+        asked = config.get_generation_mode().value.replace("_", " ")
+        raise UserError(f"the settings ask for {asked}: rewards steer greedy search and sampling; unset them")
+    for part in acting:
+        if not isinstance(part, HONOURED):
+            name = type(part).__name__
+            raise UserError(f"{name} cannot act beside a reward: unset the option that asks for it")
     if config.return_dict_in_generate:
         raise UserError("return_dict_in_generate is not offered here: leave it off, or use decoder.Decoder")
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise UserError("inputs_embeds cannot be continued here: give input_ids")
 
 
 def _as_list(ids: int | list[int] | Tensor | None) -> list[int]:

@@ -104,7 +104,7 @@ class Decoder:
             batch_size, reward_top_k, or generation_config=; a name given here wins over the config.
         Raises UserError for anything that cannot be honoured.
         """
-        config = make_config(generation)
+        config = self._configure(generation)
         texts = as_prompts(prompts)
         token_ids = self.tokenise(texts, config, chat=chat)
         rewards = self.weigh(reward, beta)
@@ -134,8 +134,11 @@ class Decoder:
         Event.row is the sample's number. With `unsteered`, rows 0..N-1 are plain and N..2N-1 steered,
         over the same candidates and with the same random numbers: the reward is the only difference.
         """
-        config = make_config(generation)
-        (ids,) = self.tokenise(as_prompts(prompt), config, chat=chat)
+        config = self._configure(generation)
+        asked = as_prompts(prompt)
+        if len(asked) > 1:
+            raise UserError(f"stream was given {len(asked)} prompts: give one, or take generate")
+        (ids,) = self.tokenise(asked, config, chat=chat)
         rewards = self.weigh(reward, beta)
         samples = list(range(config.num_return_sequences))
         own = [reward.beta for reward in rewards]
@@ -192,6 +195,17 @@ class Decoder:
         if str(reward) not in self._rewards:
             self._rewards[str(reward)] = load_reward(reward, self.lm)
         return self._rewards[str(reward)]
+
+    def _configure(self, generation: Mapping[str, Any]) -> DecodeConfig:
+        """Return the numbers of a call; refuse a generation_config whose texts end elsewhere than ours."""
+        config, base = make_config(generation), generation.get("generation_config")
+        ends, own = getattr(base, "eos_token_id", None), set(self.backend.stop_ids.tolist())
+        if ends is not None and ({ends} if isinstance(ends, int) else set(ends)) != own:
+            raise UserError(
+                f"generation_config ends texts at {ends}, the model at {sorted(own)}: set eos_token_id in "
+                "the model's own generation_config instead"
+            )
+        return config
 
 
 def make_config(generation: Mapping[str, Any]) -> DecodeConfig:

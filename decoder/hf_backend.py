@@ -151,8 +151,10 @@ class TextStream:
         after = to_text(self._tokenizer, self._shown + self._waiting)
         if after.endswith("\N{REPLACEMENT CHARACTER}") and not last:
             return ""
-        self._shown, self._waiting = self._waiting, []
-        return after[len(before) :]
+        piece = after[len(before) :]
+        # A special token shows nothing; alone before the next piece, it would make that one lose its space.
+        self._shown, self._waiting = ([] if piece else self._shown) + self._waiting, []
+        return piece
 
 
 def _stop_ids(lm: CausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from decoder.contracts import Reading, RewardSession, Step, TokenReward
+from decoder.contracts import Reading, RewardSession, Step, TokenReward, UserError
 from decoder.lm import CausalLM, LMSession
 from decoder.sampling import SamplingConfig, add_rewards, choose, top_candidates
+
+
+class ScoreError(UserError, ValueError):
+    """A row has a score that is no number, or none that is finite: nothing can be drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def decode(
 ) -> Iterator[Step]:
     """Yield a `Step` for every token until each row has drawn one of `stop_ids` or is full.
 
-    Finished rows leave the batch. Raises ValueError naming the row whose score is not a number.
+    Finished rows leave the batch. Raises ScoreError naming the row whose scores are NaN or infinite.
     """
     layers = tuple(sorted({layer for reward in rewards for layer in reward.layers}))
     session = lm.start(layers)
@@ -127,8 +131,11 @@ def _finished(
     token_ids: Tensor, scores: Tensor, stop_ids: Tensor, numbers: Tensor, *, last: bool
 ) -> tuple[bool, ...]:
     """Return which rows end here. The step's one look at the device from the host."""
-    ends, bad = torch.stack([torch.isin(token_ids, stop_ids), scores.amax(-1).isnan()]).tolist()
+    broken = ~scores.amax(-1).isfinite()  # the maximum hands on NaN and infinity
+    ends, bad = torch.stack([torch.isin(token_ids, stop_ids), broken]).tolist()
     if any(bad):
         row = int(numbers[bad.index(True)])
-        raise ValueError(f"row {row}: a score is NaN; check the reward's weights and the model's dtype")
+        raise ScoreError(
+            f"row {row}: a score is NaN or infinite; check the reward's weights and the model's dtype"
+        )
     return tuple(last or end for end in ends)

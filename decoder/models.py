@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import struct
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -60,9 +61,14 @@ def load_model(
     source = resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, **options)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=kind, output_loading_info=True, **options
+        )
     except (OSError, ValueError, SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(_why_not(name, error)) from None
+    model, report = found
+    if absent := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
+        raise UserError(_why_not(name, ValueError(f"weights are missing, {absent[0]} among them")))
     model = model.eval().to(place)
     return LoadedModel(CausalLM(model, identify(name, model, tokenizer)), tokenizer)
 
@@ -72,9 +78,8 @@ def resolve(name: str) -> str:
     if name in PACKAGED:
         package, file, hub_id = PACKAGED[name]
         found = importlib.util.find_spec(package)
-        if found is None or found.origin is None:
-            return hub_id
-        return str(dequantise(Path(found.origin).parent / file))
+        gguf = Path(found.origin).parent / file if found and found.origin else None
+        return str(dequantise(gguf)) if gguf and gguf.is_file() else hub_id
     if name.endswith(".gguf"):
         if not Path(name).is_file():
             raise UserError(f"model file {name!r} does not exist: check the path")
@@ -113,9 +118,13 @@ def dequantise(gguf: Path) -> Path:
         half.rename(target)
     except OSError as error:
         if not (target / "config.json").is_file():  # else another process was faster: use its copy
+            reason = error.strerror or error
             raise UserError(
-                f"cannot write {target} ({error.strerror}): free some space or set TILLER_CACHE"
+                f"cannot write {target} ({reason}): free some space or set TILLER_CACHE"
             ) from None
+    except (ValueError, LookupError, RuntimeError, struct.error) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot read {gguf} ({reason}): check that the file is complete") from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return target

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decoder.contracts import Completion
-from decoder.models import versions
+from decoder.models import config_digest, versions
 from decoder.weighting import WeightedReward
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def fingerprint(
         **settings,
         "weights": identity.weights,
         "tokenizer": identity.tokenizer_hash,
+        "chat_template": config_digest(decoder.tokenizer.chat_template),
+        "stop_ids": decoder.backend.stop_ids.tolist(),
         "dtype": str(decoder.lm.model.dtype).removeprefix("torch."),
         "device": decoder.lm.device.type,
         **asdict(config.sampling),

@@ -50,15 +50,23 @@ def score_path(
     prompts, completions: token ids, one row each, none empty. Works for any reward; one forward a token.
     """
     ids, mask = left_pad(prompts, lm.device)
-    width = max(len(tokens) for tokens in completions)
-    padded = torch.tensor([[*t, *[0] * (width - len(t))] for t in completions], device=lm.device)
     session, rewarder = lm.start(reward.layers), reward.start(ids, mask)
-    reading, columns = session.prefill(ids, mask), []
-    for position in range(width):
-        tokens = padded[:, position]
-        columns.append(rewarder.score(tokens[:, None], reading)[:, 0])
-        if position < width - 1:
-            rewarder.advance(tokens)
-            reading = session.feed(tokens)
-    table = torch.stack(columns, 1).tolist()
-    return [row[: len(t)] for row, t in zip(table, completions, strict=True)]
+    reading = session.prefill(ids, mask)
+    found: list[list[float]] = [[] for _ in completions]
+    live = list(range(len(completions)))
+    for position in range(max(map(len, completions))):
+        tokens = torch.tensor([completions[row][position] for row in live], device=lm.device)
+        scores = rewarder.score(tokens[:, None], reading)[:, 0]
+        for row, score in zip(live, scores.tolist(), strict=True):
+            found[row].append(score)
+        going = [i for i, row in enumerate(live) if position + 1 < len(completions[row])]
+        if not going:
+            break
+        if len(going) < len(live):  # a row that went on past its end could leave the model's context
+            live, kept = [live[i] for i in going], torch.tensor(going, device=lm.device)
+            tokens = tokens[kept]
+            session.select(kept)
+            rewarder.select(kept)
+        rewarder.advance(tokens)
+        reading = session.feed(tokens)
+    return found

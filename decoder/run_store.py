@@ -101,17 +101,18 @@ class RunStore:
             self._write_lines()
 
     def finish(self) -> None:
-        """Remove the journal; raise `ValueError` if a sample is still missing."""
+        """Wait until the file is on the disk; raise `ValueError` if a sample is still missing."""
         self._pending.require_all()
         with _failures(self._path, _KEPT):
             self._main.sync()
-        self._drop_journal()
 
     def close(self) -> None:
-        """Close the files, which lets another process have them; what is finished stays."""
-        if self._journal.is_open and self._journal.size == 0:
-            self._drop_journal()
+        """Close the files, which lets another process have them, and remove an empty journal."""
+        empty = self._journal.is_open and self._journal.size == 0
         self._journal.close()
+        if empty:
+            with suppress(OSError):  # it does no harm
+                self._partial.unlink(missing_ok=True)
         self._main.close()
 
     def __enter__(self) -> Self:
@@ -119,11 +120,6 @@ class RunStore:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _drop_journal(self) -> None:
-        self._journal.close()
-        with suppress(OSError):  # an old journal beside a complete file does no harm
-            self._partial.unlink(missing_ok=True)
 
     def _start(self, fingerprint: Mapping[str, Any], about: Mapping[str, Any], resume: bool) -> None:
         self._path.with_name(self._path.name + _COMPACTED).unlink(missing_ok=True)
@@ -175,10 +171,9 @@ class RunStore:
             return 0
         if not raw.endswith(b"}\n"):
             return 0
-        if prompt_index >= self._pending.written:
-            self._require_prompt(prompt_index, place.get("prompt"))
-            if sample_index in self._pending.missing(prompt_index):
-                self._pending.put(prompt_index, sample_index, raw.removesuffix(b"}\n"))
+        self._require_prompt(prompt_index, place.get("prompt"))
+        if sample_index in self._pending.missing(prompt_index):
+            self._pending.put(prompt_index, sample_index, raw.removesuffix(b"}\n"))
         return len(line)
 
     def _require_prompt(self, prompt_index: int, digest: object) -> None:

@@ -96,7 +96,7 @@ def choose(scores: Tensor, config: SamplingConfig, uniforms: Tensor) -> Tensor:
     cumulative = filtered.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]  # rounding leaves it just off 1; below it, the column found is always open
     threshold = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    # Only a row of NaN finds no column; the loop reports it.
+    # Only a row without a finite maximum finds no column; the loop reports it.
     return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=scores.shape[-1] - 1)
 
 

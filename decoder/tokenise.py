@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from decoder.contracts import UserError
@@ -61,12 +62,16 @@ def tokenise(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) -> list[int]:
-    """Return one prompt's token ids, with at most one BOS in front."""
+    """Return one prompt's token ids, with at most one BOS in front. UserError if the template objects."""
     if prompt.messages is not None or chat:
         messages = prompt.messages or ({"role": "user", "content": prompt.text},)
-        ids = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
-        )
+        plain = [dict(message) for message in messages]
+        try:
+            ids = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+        except TemplateError as error:
+            raise UserError(
+                f"{prompt.source}: the model's chat template refuses it ({error}): change its messages"
+            ) from None
         return list(map(int, ids))
     ids = list(map(int, tokenizer(prompt.text).input_ids))
     doubled = tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2

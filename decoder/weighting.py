@@ -27,8 +27,11 @@ def pair_betas(rewards: Rewards, beta: float | Sequence[float] | None) -> list[t
 
     A text may carry its own strength, "positive:2"; a mapping gives name -> beta; otherwise `beta` is
     one number for all, or one each. Without any, beta is 1. Raises UserError for beta = nan or inf, for
-    a beta without a reward, and for lists of different lengths.
+    a beta without a reward or beside a mapping, and for lists of different lengths.
     """
+    if beta is not None and (rewards is None or isinstance(rewards, Mapping)):
+        why = "there is no reward" if rewards is None else "the mapping of rewards has its own"
+        raise UserError(f"beta is {beta}, but {why}: leave out beta, or name the reward it is for")
     if rewards is None:
         return []
     if isinstance(rewards, Mapping):
@@ -80,4 +83,4 @@ def weigh_rewards(
 
 
 def _name(reward: RewardLike) -> str:
-    return Path(reward).name if isinstance(reward, str | Path) else type(reward).__name__
+    return Path(reward).absolute().name if isinstance(reward, str | Path) else type(reward).__name__

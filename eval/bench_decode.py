@@ -106,9 +106,10 @@ def run_generate(decoder: Decoder, job: Job) -> Timing:
     """Time transformers' generate on the same prompts, filters and length, no token ending a row early."""
     ids, mask = left_pad(job.prompt_ids, decoder.lm.device)
     model: Any = decoder.lm.model  # generate() comes from a mixin that PreTrainedModel does not declare
-    config = GenerationConfig(
-        max_new_tokens=job.max_new_tokens, do_sample=True, top_k=job.sampling.top_k, pad_token_id=0
-    )
+    config = GenerationConfig(  # what is left None here, generate() takes from the model's own config
+        max_new_tokens=job.max_new_tokens, do_sample=True, top_k=job.sampling.top_k, top_p=1.0,
+        temperature=1.0, repetition_penalty=1.0, pad_token_id=0, eos_token_id=[],
+    )  # fmt: skip
     with measured(decoder) as record:
         model.generate(
             input_ids=ids, attention_mask=mask.long(), generation_config=config, streamer=_Clock(record)

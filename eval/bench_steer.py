@@ -18,6 +18,7 @@ from decoder.weighting import WeightedReward
 from eval.report import Target
 from eval.stats import bootstrap, paired_difference
 from prompts.reading import Prompt
+from rewards.arm import TapArm
 
 
 def bench_steer(
@@ -69,7 +70,7 @@ def sample(
         )  # fmt: skip
         scores = follow(decoder, job)
         for (position, number), values in zip(batch.rows, scores.tolist(), strict=True):
-            probability = math.exp(values[0])
+            probability = to_probability(reward, values[0])
             table[batch.prompts[position], number] = [
                 probability if beta >= 0 else 1 - probability,
                 *values[1:],
@@ -77,6 +78,12 @@ def sample(
         for _ in {prompt for prompt, sample_index in batch.rows if sample_index == 0}:
             advance()
     return table
+
+
+def to_probability(reward: Any, value: float) -> float:
+    """Return P(attribute) from r, which is that or its logarithm, as the head declares."""
+    declared = reward.head.config.output if isinstance(reward, TapArm) else "log_probability"
+    return math.exp(value) if declared == "log_probability" else value
 
 
 def follow(decoder: Decoder, job: Job) -> torch.Tensor:

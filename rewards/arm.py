@@ -131,7 +131,7 @@ class TapArm:
         """Load a saved head for this generator. Raises UserError if it is broken or does not fit."""
         directory = Path(directory)
         config = artefact.read_config(directory)
-        artefact.check_identity(directory, config["base_model"], lm.identity)
+        artefact.check_identity(directory, config.get("base_model"), lm.identity)
         tensors = artefact.read_tensors(directory)
         head = ArmHead(_arm_config(directory, config, lm.identity))
         try:
@@ -153,7 +153,9 @@ def save_pretrained(
 def _arm_config(directory: Path, config: Mapping[str, Any], generator: ModelIdentity) -> ArmConfig:
     try:
         layers = tuple(int(layer) for layer in config["layers"])
-        arm = ArmConfig(layers, config["hidden_size"], config["rank"], config["summary"], config["output"])
+        arm = ArmConfig(
+            layers, config["hidden_size"], int(config["rank"]), config["summary"], config["output"]
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory}/config.json lacks or garbles {error}: train the reward again") from None
     if arm.summary not in ("none", "text", "generated") or arm.output not in (
@@ -203,7 +205,7 @@ class TapSession:
             # The last prompt position speaks about the first generated token; those before it do not.
             mask = torch.zeros_like(mask)
             mask[:, -1] = True
-        total = (projected * mask[..., None]).sum(1)
+        total = projected.masked_fill(~mask[..., None], 0.0).sum(1)
         count = mask.sum(1, keepdim=True)
         self._sum = total if self._sum is None else self._sum + total
         self._count = count if self._count is None else self._count + count

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 
 from decoder.contracts import ModelIdentity, UserError
 
@@ -24,7 +25,9 @@ SOFT = ("architecture", "weights")
 def save(directory: Path, kind: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a head: its tensors as float32 safetensors and a readable config. Makes the directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.float().contiguous() for name, t in tensors.items()}, directory / "model.safetensors")
+    # As bytes, because safetensors' own file would be readable by its owner alone.
+    weights = serialise({name: t.float().contiguous() for name, t in tensors.items()})
+    (directory / "model.safetensors").write_bytes(weights)
     text = json.dumps({"kind": kind, "format_version": FORMAT_VERSION, **config}, indent=2)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -63,12 +66,14 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def check_identity(directory: Path, saved: Mapping[str, Any], generator: ModelIdentity) -> None:
+def check_identity(directory: Path, saved: Mapping[str, Any] | None, generator: ModelIdentity) -> None:
     """Refuse a head made for another model, printing both sides; warn of what it can live with.
 
     Hidden size, layers, vocabulary size and tokenizer must agree (UserError). Other weights, such as a
     quantised twin's, cost one warning. An empty tokenizer hash in the generator means unknown.
     """
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{directory}/config.json does not name its base_model: train the reward again")
     now = asdict(generator)
     differing = [k for k in HARD if now[k] != saved.get(k) and now[k] != ""]
     if differing:

@@ -175,6 +175,7 @@ def _fill(
 
 
 def progress_bar() -> Progress:
-    """Return a progress bar on stderr that tells the time left."""
+    """Return a progress bar on stderr that tells the time left; silent where that is no terminal."""
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -44,8 +44,9 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The numbers of one fit. batch_size counts texts.
+    """The numbers of one fit.
 
+    batch_size: texts a step; fewer where there are few texts, lest a fit ends after a dozen steps.
     weight_decay: far above what networks take, since a step shrinks weights by learning_rate times it
     and a fit has only hundreds of steps.
     """
@@ -113,13 +114,14 @@ def _epochs(
     """Train the head in place, stopping after every epoch."""
     weights, targets = task.balanced()
     optimiser = torch.optim.AdamW(head.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    n_steps = recipe.epochs * -(-len(task.train) // recipe.batch_size)
+    batch_size = min(recipe.batch_size, max(8, len(task.train) // 10))
+    n_steps = recipe.epochs * -(-len(task.train) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.learning_rate, total_steps=n_steps, pct_start=0.1
     )
     for _ in range(recipe.epochs):
         order = task.train[torch.randperm(len(task.train), generator=generator)]
-        for texts in order.split(recipe.batch_size):
+        for texts in order.split(batch_size):
             scores = log_odds(head, task.states, task.embeddings, texts, scale)
             loss = cumulative_loss(scores, task.states.lengths[texts], targets[texts], weights[texts])
             optimiser.zero_grad()
@@ -153,16 +155,20 @@ def log_odds(
 
     scale: what the head was fitted under; None for a folded head.
     """
+    e = embeddings[states.next_ids[states.rows_of(texts)[0]]].float()  # (n, d)
+    if scale is not None:
+        e = (e - scale.embedding_mean) / scale.embedding_std
+    return ArmHead.score(project_states(head, states, texts, scale), head.vocabulary(e)[:, None])[:, 0]
+
+
+def project_states(head: ArmHead, states: TokenStates, texts: Tensor, scale: Scale | None = None) -> Tensor:
+    """Return the state side of the head for every token of the texts (B,), (n, R+1) float32."""
     rows, positions = states.rows_of(texts)
     h = torch.cat([states.taps[layer][rows].float() for layer in head.config.layers], -1)  # (n, n_taps * d)
-    e = embeddings[states.next_ids[rows]].float()  # (n, d)
     if scale is not None:
         h = (h - scale.state_mean) / scale.state_std
-        e = (e - scale.embedding_mean) / scale.embedding_std
-    state = head.state(h)
-    if head.summary is not None:
-        state = state + running_mean(head.summary(h), positions)
-    return ArmHead.score(state, head.vocabulary(e)[:, None])[:, 0]
+    state: Tensor = head.state(h)
+    return state if head.summary is None else state + running_mean(head.summary(h), positions)
 
 
 def running_mean(projected: Tensor, positions: Tensor) -> Tensor:
@@ -211,11 +217,11 @@ def fold(head: ArmHead, scale: Scale) -> ArmHead:
     folded = copy.deepcopy(head).double()
     for linear in (folded.state, folded.summary):
         if linear is not None:
-            linear.weight /= scale.state_std
+            linear.weight.div_(scale.state_std)
             # The mean of a constant is the constant: the summary's shift joins the state's bias.
-            folded.state.bias -= linear.weight @ scale.state_mean.double()
-    folded.vocabulary.weight /= scale.embedding_std
-    folded.vocabulary.bias -= folded.vocabulary.weight @ scale.embedding_mean.double()
+            folded.state.bias.sub_(linear.weight @ scale.state_mean.double())
+    folded.vocabulary.weight.div_(scale.embedding_std)
+    folded.vocabulary.bias.sub_(folded.vocabulary.weight @ scale.embedding_mean.double())
     return folded.float()
 
 
@@ -231,10 +237,10 @@ def calibrate(head: ArmHead, task: Task) -> tuple[float, float]:
         optimiser.zero_grad()
         calibrated = scores / log_temperature.exp() + bias
         loss = cumulative_loss(calibrated, lengths, targets[texts], weights[texts])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimiser.step(closure)  # type: ignore[arg-type]
+    optimiser.step(closure)
     found = float(log_temperature.detach().clamp(-3, 3).exp()), float(bias.detach())
     rescale(head, *found)
     return found
@@ -245,8 +251,8 @@ def rescale(head: ArmHead, temperature: float, bias: float) -> None:
     """Make the head say s / temperature + bias. Its products scale with the state side alone."""
     for linear in (head.state, head.summary):
         if linear is not None:
-            linear.weight /= temperature
-    head.state.bias /= temperature
-    head.state.bias[0] += bias
-    head.vocabulary.weight[0] /= temperature
-    head.vocabulary.bias[0] /= temperature
+            linear.weight.div_(temperature)
+    head.state.bias.div_(temperature)
+    head.state.bias[0].add_(bias)
+    head.vocabulary.weight[0].div_(temperature)
+    head.vocabulary.bias[0].div_(temperature)

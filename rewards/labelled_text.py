@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from rewards.tables import Table, open_table
 
 TEXT_NAMES = ("text", "sentence", "0")  # tried in turn where no column is named
 LABEL_NAMES = ("label", "1")
-MIN_EACH_CLASS = 8  # so that a split by eighths leaves some on both sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +50,11 @@ class LabelledTexts:
     files: tuple[str, ...]
     n_rows: int
     n_empty: int
+    n_repeated: int
 
-    @property
-    def n_repeated(self) -> int:
-        """How many rows repeated a text."""
-        return self.n_rows - self.n_empty - len(self.texts)
-
-    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> LabelledTexts:
+    def take(self, rows: NDArray[np.int64]) -> LabelledTexts:
         """Return these texts alone, in that order; the counts of what was read stay."""
-        texts = tuple(self.texts[row] for row in rows)
-        return LabelledTexts(texts, self.labels[rows], self.columns, self.files, self.n_rows, self.n_empty)
+        return replace(self, texts=tuple(self.texts[row] for row in rows), labels=self.labels[rows])
 
     def fingerprint(self) -> str:
         """Return a digest of texts and labels."""
@@ -124,6 +117,7 @@ def read_labelled(sources: Sequence[Source], clean: Cleaner) -> LabelledTexts:
         tuple(Path(source.path).name for source in sources),
         n_rows,
         n_empty,
+        n_rows - n_empty - len(found),
     )
 
 
@@ -158,7 +152,8 @@ def _label(cell: object, positive: frozenset[str], place: str) -> float:
         label = float(written) if label is None else label
     except ValueError:
         raise UserError(
-            f"{place}: label {written!r:.60} is no number: name the values that count as 1 with --positive-label"
+            f"{place}: label {written!r:.60} is no number: name the values that count as 1 "
+            "with --positive-label"
         ) from None
     if math.isnan(label) or not 0 <= label <= 1:
         raise UserError(
@@ -172,47 +167,3 @@ def _written(cell: object) -> str:
     """Return a cell as a person would write it: a whole number has no decimal point."""
     whole = isinstance(cell, float) and cell.is_integer()
     return str(int(cell)) if whole else "" if cell is None else str(cell).strip()  # type: ignore[call-overload]
-
-
-def check_classes(labelled: LabelledTexts, minimum: int = MIN_EACH_CLASS) -> None:
-    """Raise UserError unless every label column has `minimum` texts of either class."""
-    for name, labels in zip(labelled.columns, labelled.labels.T, strict=True):
-        positive = int((labels >= 0.5).sum())
-        fewest = min(positive, len(labels) - positive)
-        if fewest == 0:
-            raise UserError(
-                f"label column {name!r} of {', '.join(labelled.files)} has one class only, "
-                f"{int(positive > 0)}: give texts of both (is --positive-label spelled as in the data?)"
-            )
-        if fewest < minimum:
-            raise UserError(
-                f"label column {name!r} of {', '.join(labelled.files)} has {fewest} texts of one class: "
-                f"at least {minimum} of each are needed"
-            )
-
-
-def without(labelled: LabelledTexts, others: Iterable[LabelledTexts]) -> LabelledTexts:
-    """Return the texts that none of the others holds."""
-    held = {normalise(text) for other in others for text in other.texts}
-    return labelled.take([row for row, text in enumerate(labelled.texts) if normalise(text) not in held])
-
-
-def limit(labelled: LabelledTexts, n_texts: int | None) -> LabelledTexts:
-    """Return at most `n_texts` texts, evenly spaced, so that a file sorted by label keeps both."""
-    if n_texts is None or n_texts >= len(labelled.texts):
-        return labelled
-    return labelled.take(np.linspace(0, len(labelled.texts) - 1, n_texts).round().astype(np.int64))
-
-
-def split_texts(labels: NDArray[np.float64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return text numbers for training and validation, 7 : 1, each pattern of labels split alike."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    pattern = (labels >= 0.5) @ (1 << np.arange(labels.shape[1]))
-    order = order[np.argsort(pattern[order], kind="stable")]
-    held_out = np.arange(len(order)) % 8 == 4
-    return np.sort(order[~held_out]), np.sort(order[held_out])
-
-
-def safe_name(column: str) -> str:
-    """Return a column's name as a folder's name."""
-    return re.sub(r"[^\w.-]+", "_", column).strip(".") or "_"

@@ -1,4 +1,9 @@
-"""Choose layers, rank and weight decay of a tap ARM by the validation loss."""
+"""Choose layers, rank and weight decay of a tap ARM on the validation texts.
+
+Layers by the loss. The loss is mostly about what the prefix says, which is the same for all candidates
+and cancels in the softmax; so among ranks and weight decays of nearly the same loss, the head wins whose
+difference between candidates alone tells most. On SST-2 rank 16 has the loss of rank 64 and steers less.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +14,33 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rewards.arm import ArmConfig
-from rewards.fit_arm import Fit, Recipe, Task, fit
+from rewards.arm import ArmConfig, ArmHead
+from rewards.fit_arm import Fit, Recipe, Task, fit, project_states
+from rewards.measure_arm import rank_auc
 
 DEPTHS = (0.4, 0.5, 0.6, 0.7, 0.8)  # of the blocks; the ends of a model know less of a text's attributes
 RANKS = (16, 64)
 WEIGHT_DECAYS = (1.0, 10.0)
 LAYER_RECIPE = Recipe(epochs=3)
 LAYER_RANK = 16
+NEARLY = 1.02  # times the lowest loss
+N_OTHERS = 256  # tokens that a text's own are compared with
 MAX_TEXTS = 8_000  # choosing on more would cost time and change little
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One line of the selection table; loss is on the validation texts, before calibration."""
+    """One line of the selection table, on the validation texts.
+
+    loss: before calibration. candidate_auc: of `candidate_auc`; None while choosing layers.
+    """
 
     layers: tuple[int, ...]
     rank: int
     weight_decay: float
     epochs: int
     loss: float
+    candidate_auc: float | None
     seconds: float
 
 
@@ -71,11 +83,13 @@ def choose(
     few, start = _few(task, recipe.seed), time.perf_counter()
     trials: list[Trial] = []
 
-    def attempt(arm: ArmConfig, recipe: Recipe) -> Fit:
+    def attempt(arm: ArmConfig, recipe: Recipe, last: bool = False) -> Fit:
         begin = time.perf_counter()
         found = fit(few, arm, recipe)
-        seconds = time.perf_counter() - begin
-        trials.append(Trial(arm.layers, arm.rank, recipe.weight_decay, recipe.epochs, found.loss, seconds))
+        seconds, auc = time.perf_counter() - begin, candidate_auc(found.head, few) if last else None
+        trials.append(
+            Trial(arm.layers, arm.rank, recipe.weight_decay, recipe.epochs, found.loss, auc, seconds)
+        )
         on_fit()
         return found
 
@@ -84,8 +98,8 @@ def choose(
         (replace(arm, layers=chosen, rank=rank), replace(recipe, weight_decay=decay))
         for rank, decay in itertools.product(ranks, weight_decays)
     ]
-    fits = [attempt(*setting) for setting in settings]
-    best = min(range(len(fits)), key=lambda index: fits[index].loss)
+    fits = [attempt(*setting, last=True) for setting in settings]
+    best = _best(trials[-len(fits) :])
     found, seconds = fits[best], trials[len(trials) - len(fits) + best].seconds
     if few is not task:
         begin = time.perf_counter()
@@ -116,6 +130,35 @@ def _choose_layers(
     first = min(singles, key=singles.__getitem__)
     pairs = losses(tuple(sorted((*first, layer))) for layer in layers if layer not in first)
     return min({first: singles[first], **pairs}.items(), key=lambda entry: entry[1])[0]
+
+
+def _best(trials: Sequence[Trial]) -> int:
+    """Return the trial with the highest candidate AUC among those of nearly the lowest loss."""
+    lowest = min(trial.loss for trial in trials)
+    near = [index for index, trial in enumerate(trials) if trial.loss <= NEARLY * lowest]
+    return max(near, key=lambda index: trials[index].candidate_auc or 0.0)
+
+
+@torch.no_grad()
+def candidate_auc(head: ArmHead, task: Task) -> float:
+    """Return how well the choice of tokens alone tells the label of the validation texts.
+
+    A text's number is the mean over its tokens of s(token) less the mean s of 256 tokens drawn from the
+    data, at the same place: what all candidates share is gone.
+    """
+    states, texts = task.states, task.validation
+    generator = torch.Generator().manual_seed(0)
+    others = states.next_ids[torch.randint(len(states.next_ids), (N_OTHERS,), generator=generator)]
+    mean_other = head.vocabulary(task.embeddings[others].float()).mean(0)  # s is linear in it
+    numbers = []
+    for part in texts.split(256):
+        e = task.embeddings[states.next_ids[states.rows_of(part)[0]]].float()
+        state = project_states(head, states, part)
+        difference = ArmHead.score(state, (head.vocabulary(e) - mean_other)[:, None])[:, 0] - state[:, 0]
+        # The last token of a text is its end, which no choice of words brought about.
+        numbers += [values[:-1].mean() for values in difference.split(states.lengths[part].tolist())]
+    scores = torch.stack(numbers).double().nan_to_num(0.0).numpy()
+    return rank_auc(scores, task.labels[texts.numpy()] >= 0.5)
 
 
 def _few(task: Task, seed: int) -> Task:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from decoder.contracts import UserError
 
@@ -72,7 +72,7 @@ def _read_text(path: Path) -> str:
 
 def _delimited(path: str, text: str, delimiter: str, header: bool | None) -> Table:
     # Tab-separated files of language data hold bare quotes; commas need real quoting.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(sys.maxsize)
 
     def records() -> Iterator[tuple[int, list[str]]]:

@@ -126,6 +126,7 @@ def test_arguments_are_texts(tmp_path: Path) -> None:
         ('{"messages": [{"role": "", "content": "a"}]}', ["message 1", 'empty "role"']),
         ('{"messages": [{"role": "user", "content": " "}]}', ["line 1", "empty last message"]),
         ('{"prompt": "a", "id": 1.5}', ["line 1", '"id" must be a string, not 1.5']),
+        ('{"prompt": "a", "id": true}', ["line 1", '"id" must be a string, not true']),
         ('{"prompt": "a", "id": ""}', ["line 1", 'empty "id"']),
         ('{"prompt": "a\\ud800"}', ["line 1", "invalid Unicode", "character 1"]),
         ('{"prompt": "a", "id": "x"}\n\n{"prompt": "b", "id": "x"}', ["line 3", "'x'", "line 1", "unique"]),
@@ -194,7 +195,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: p
             buffer[:] = b"x" * len(buffer)
             return len(buffer)
 
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))  # type: ignore[type-var]
     assert "line 1: more than" in refusal("-")
 
 

@@ -255,6 +255,23 @@ def test_a_whole_entry_without_its_line_end_is_torn(tmp_path: Path) -> None:
     assert path.read_bytes() == expected()
 
 
+def test_a_torn_entry_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "g.jsonl"
+    for sample in [(2, 0), (2, 1), (3, 0)]:
+        with opened(path) as store:
+            store.add(*sample, record(*sample))
+        with journal_of(path).open("ab") as journal:
+            journal.write(b'{"prompt_index": 3, "sample')
+    with opened(path) as store:
+        assert store.done_samples == 3
+
+
+def test_a_rewrite_of_the_journal_that_was_cut_short_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "g.jsonl.partial.tmp").write_text("half")
+    work(tmp_path / "g.jsonl")
+    assert sorted(os.listdir(tmp_path)) == ["g.jsonl", "run.json"]
+
+
 def test_a_journal_damaged_in_the_middle_is_good_up_to_there(tmp_path: Path) -> None:
     path = tmp_path / "g.jsonl"
     with opened(path) as store:
@@ -292,6 +309,17 @@ def test_overwrite_starts_over_with_the_new_settings(tmp_path: Path) -> None:
     assert work(path, fingerprint={"beta": 2.0}, resume=False) == 8
     assert work(path, fingerprint={"beta": 2.0}) == 0
     assert "beta: 2.0 in the file, 1.0 now" in refusal(path)
+
+
+def test_overwrite_forgets_the_samples_that_waited(tmp_path: Path) -> None:
+    """Killed right after the restart, the journal must not hand old samples to the new settings."""
+    path = tmp_path / "g.jsonl"
+    with opened(path) as store:
+        store.add(2, 0, record(2, 0))
+    with opened(path, fingerprint={"beta": 2.0}, resume=False) as store:
+        store.add(3, 0, record(3, 0))
+    with opened(path, fingerprint={"beta": 2.0}) as store:
+        assert (store.missing(2), store.done_samples) == ((0, 1), 1)
 
 
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
@@ -369,7 +397,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "directory" in refusal(tmp_path).lower()
     assert "file" in refusal(tmp_path / "file" / "g.jsonl")
-    assert "run record" in refusal(tmp_path / "run.json")
+    assert "is the name of the run record" in refusal(tmp_path / "run.json")
     assert "not a regular file" in refusal(Path(os.devnull))
     assert "too long" in refusal(tmp_path / ("x" * 300))
     (tmp_path / "g.jsonl.partial").mkdir()
@@ -471,7 +499,7 @@ def stream_work(stream: Any, order: list[tuple[int, int]] = MIXED) -> None:
 def test_a_stream_gets_the_same_lines_as_a_file() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n")
     stream_work(stream)
-    assert stream.buffer.getvalue() == expected()  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == expected()
 
 
 def test_a_line_is_printed_as_soon_as_it_can_be() -> None:
@@ -487,7 +515,7 @@ def test_a_line_is_printed_as_soon_as_it_can_be() -> None:
 def test_a_stream_that_is_not_utf_8_gets_escapes() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), "ascii")
     stream_work(stream)
-    lines = stream.buffer.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = stream.buffer.getvalue().splitlines()
     assert [json.loads(line) for line in lines] == [json.loads(line) for line in expected().split(b"\n")[:-1]]
 
 

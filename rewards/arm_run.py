@@ -1,0 +1,133 @@
+"""One training run: load the generator, read the states, search, save, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from decoder.models import LoadedModel, cache_directory, load_model, quiet_transformers, versions
+from rewards.arm import ArmConfig, Output, Summary, save_pretrained
+from rewards.arm_material import Material
+from rewards.arm_training import ReadMaterial, Search, TrainedArm, read_material, train
+from rewards.fit_arm import Recipe
+from rewards.output_folder import write_folder
+from rewards.report_arm import report
+from rewards.select_arm import RANKS, WEIGHT_DECAYS, default_layers
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOptions:
+    """What to fit. No layers, rank or weight decay: chosen on validation."""
+
+    layers: tuple[int, ...] = ()
+    rank: int | None = None
+    weight_decay: float | None = None
+    summary: Summary = "text"
+    output: Output = "log_probability"
+    epochs: int = 6
+    max_length: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """The generator, as `load_model` takes it."""
+
+    name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+def train_and_save(
+    material: Material,
+    head: HeadOptions,
+    model: ModelOptions,
+    output: Path,
+    *,
+    places: Mapping[str, Path],
+    cache: Path | None = None,
+) -> None:
+    """Write a reward into `output`, or for several labels into their `places`, and print how good it is.
+
+    Raises UserError for an unusable model, layer, cache or output folder.
+    """
+    begin = time.perf_counter()
+    loaded = _load(model)
+    search = _search(head, loaded)
+    load_seconds = material.seconds + time.perf_counter() - begin
+    folder = cache or cache_directory() / "states"
+    read = read_material(loaded, material, search.layers, folder, head.max_length)
+    for trained in train(loaded, material, read, search):
+        seconds = {
+            "load": load_seconds,
+            "features": read.seconds,
+            "selection": trained.choice.selection_seconds,
+            "fit": trained.choice.fit_seconds,
+        }
+        provenance = _provenance(material, read, head.seed, seconds)
+        _save(places.get(trained.column, output), trained, loaded, provenance)
+
+
+def _load(model: ModelOptions) -> LoadedModel:
+    quiet_transformers()
+    return load_model(
+        model.name,
+        dtype=model.dtype,
+        device=model.device,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _search(head: HeadOptions, loaded: LoadedModel) -> Search:
+    """Return what to try. Raises UserError for a layer the model lacks."""
+    loaded.lm.start(head.layers)
+    return Search(
+        ArmConfig((), loaded.lm.identity.hidden_size, summary=head.summary, output=head.output),
+        Recipe(epochs=head.epochs, seed=head.seed),
+        head.layers or default_layers(loaded.lm.identity.num_layers),
+        RANKS if head.rank is None else (head.rank,),
+        WEIGHT_DECAYS if head.weight_decay is None else (head.weight_decay,),
+        fixed_layers=bool(head.layers),
+    )
+
+
+def _save(folder: Path, trained: TrainedArm, loaded: LoadedModel, provenance: Mapping[str, Any]) -> None:
+    about = {**trained.about(), "training": provenance}
+    write_folder(
+        folder, lambda half: save_pretrained(trained.choice.fit.head, half, loaded.lm.identity, about)
+    )
+    report(folder, trained, provenance)
+
+
+def _provenance(
+    material: Material, read: ReadMaterial, seed: int, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return where a head came from; names of files without their folders."""
+    labelled = material.labelled
+    shares = labelled.labels.mean(0).round(4).tolist()
+    return {
+        "command": shlex.join(["python", "-m", "rewards.train_arm", *map(_without_folder, sys.argv[1:])]),
+        "files": labelled.files,
+        "sha256": labelled.fingerprint(),
+        "n_texts": {"train": len(material.train), "validation": len(material.validation)},
+        "n_tokens": len(read.states.next_ids),
+        "n_rows_empty": labelled.n_empty,
+        "n_rows_repeated": labelled.n_repeated,
+        "positive_share": dict(zip(labelled.columns, shares, strict=True)),
+        "split_seed": seed,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "versions": versions(),
+    }
+
+
+def _without_folder(argument: str) -> str:
+    path, marks, settings = argument.partition("::")
+    return Path(path).name + marks + settings if "/" in path else argument
