@@ -66,31 +66,37 @@ def generate(
     asked = collect_prompts(texts, prompts)[:limit]  # before the imports that take seconds
 
     from decoder.decoder import Decoder, make_config
-    from decoder.models import quiet_transformers
     from decoder.terminal import show_side_by_side
-    from decoder.weighting import pair_betas
-    from rewards.load import find
 
-    quiet_transformers()
-    config = make_config(
-        {
-            "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature,
-            "top_k": top_k, "top_p": top_p, "num_return_sequences": num_return_sequences, "seed": seed,
-            "batch_size": batch_size, "reward_top_k": reward_top_k,
-        }
-    )  # fmt: skip
-    pairs = pair_betas(reward or ["positive"], beta)
-    for name, _ in pairs:  # a wrong name is found before a large model is loaded
-        find(str(name))
+    numbers = {
+        "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
+        "top_p": top_p, "num_return_sequences": num_return_sequences, "seed": seed, "batch_size": batch_size,
+        "reward_top_k": reward_top_k,
+    }  # fmt: skip
+    config = make_config(numbers)
+    pairs = pick_rewards(reward or ["positive"], beta)
     decoder = Decoder.from_pretrained(
         model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
     weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs])
     if output is None and not trace and sys.stdout.isatty():
         show_side_by_side(decoder, asked, weighted, config, chat=chat, title=model)
-    else:
-        settings = {"model": model, "chat": chat, "trace": trace}
-        write(decoder, asked, weighted, config, settings, output, overwrite=overwrite)
+        return
+    settings = {"model": model, "chat": chat, "trace": trace}
+    write(decoder, asked, weighted, config, settings, output, overwrite=overwrite)
+
+
+def pick_rewards(rewards: list[str], beta: float) -> list[tuple[str, float]]:
+    """Return (name, beta) pairs; a wrong name is found here, before a large model is loaded."""
+    from decoder.models import quiet_transformers
+    from decoder.weighting import pair_betas
+    from rewards.load import find
+
+    quiet_transformers()
+    pairs = [(str(name), strength) for name, strength in pair_betas(rewards, beta)]
+    for name, _ in pairs:
+        find(name)
+    return pairs
 
 
 def collect_prompts(texts: list[str] | None, file: str | None) -> list[Prompt]:
