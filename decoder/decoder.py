@@ -139,14 +139,23 @@ class Decoder:
         if len(asked) > 1:
             raise UserError(f"stream was given {len(asked)} prompts: give one, or take generate")
         (ids,) = self.tokenise(asked, config, chat=chat)
-        rewards = self.weigh(reward, beta)
+        yield from self.stream_tokens(ids, self.weigh(reward, beta), config, unsteered=unsteered)
+
+    def stream_tokens(
+        self,
+        token_ids: Sequence[int],
+        rewards: Sequence[WeightedReward],
+        config: DecodeConfig,
+        *,
+        unsteered: bool,
+    ) -> Iterator[TokenEvent]:
+        """Yield the tokens of one tokenised prompt's samples; rows as in `stream`."""
         samples = list(range(config.num_return_sequences))
         own = [reward.beta for reward in rewards]
         betas = [[0.0] * len(own) for _ in samples] * unsteered + [own for _ in samples]
         rows = [(0, sample) for sample in samples] * (1 + unsteered)
-        yield from self.backend.stream(
-            Job([ids], rows, [0], rewards, config.sampling, config.max_new_tokens, config.seed, betas=betas)
-        )
+        numbers = config.sampling, config.max_new_tokens, config.seed
+        yield from self.backend.stream(Job([token_ids], rows, [0], rewards, *numbers, betas=betas))
 
     def complete(
         self,

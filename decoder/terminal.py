@@ -17,7 +17,6 @@ from rich.progress import (
 )
 
 from decoder.display import SideBySide
-from decoder.hf_backend import Job
 from decoder.weighting import WeightedReward
 from prompts.reading import Prompt
 
@@ -53,17 +52,11 @@ def show_side_by_side(
     """
     token_ids = decoder.tokenise(prompts, config, chat=chat)
     samples = range(config.num_return_sequences)
-    own = [reward.beta for reward in rewards]
     with SideBySide(title, [(reward.name, reward.beta) for reward in rewards]) as view:
         for prompt, ids in zip(prompts, token_ids, strict=True):
             shown = f"{prompt.messages[-1]['content']}\n" if prompt.messages else str(prompt.text)
             lines = [view.row(shown) for _ in samples]
-            rows = [(0, sample) for _ in range(2) for sample in samples]
-            betas = [[0.0] * len(own)] * len(samples) + [own] * len(samples)
-            job = Job(
-                [ids], rows, [0], rewards, config.sampling, config.max_new_tokens, config.seed, betas=betas
-            )
-            for event in decoder.backend.stream(job):
+            for event in decoder.stream_tokens(ids, rewards, config, unsteered=True):
                 column, sample = divmod(event.row, len(samples))
                 lines[sample].add(column, event.text, event.shift)
                 if event.finish_reason is not None:
