@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         TokenReward,
         UserError,
     )
-    from decoder.custom_generate import custom_generate
     from decoder.decoder import DecodeConfig, Decoder, Generation
+    from decoder.hf_generate import custom_generate
     from decoder.sampling import SamplingConfig
 
 _HOMES = {
@@ -27,7 +27,7 @@ _HOMES = {
         ("Completion", "Reading", "RewardSession", "Step", "TokenEvent", "TokenReward", "UserError"),
         "decoder.contracts",
     ),
-    "custom_generate": "decoder.custom_generate",
+    "custom_generate": "decoder.hf_generate",
     **dict.fromkeys(("DecodeConfig", "Decoder", "Generation"), "decoder.decoder"),
     "SamplingConfig": "decoder.sampling",
 }
@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'decoder' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # also replaces the submodule of the same name, as custom_generate needs
+    globals()[name] = value
     return value
 
 

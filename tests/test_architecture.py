@@ -20,7 +20,7 @@ HEAVY = {"torch", "transformers", "vllm", "lightgbm", "ray", "sklearn", "dataset
 COMMANDS = sorted(name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text())
 
 # Those parts of decoder/ that a person calls, and that therefore load rewards by name.
-DECODER_FRONT = {f"decoder.{name}" for name in ("check", "cli", "custom_generate", "decoder", "generate")}
+DECODER_FRONT = {f"decoder.{name}" for name in ("check", "cli", "hf_generate", "decoder", "generate")}
 
 
 def ids(paths: list[Path]) -> list[str]:
