@@ -1,14 +1,17 @@
-"""Error bars: means with bootstrap intervals. Nothing else in the project computes one."""
+"""Error bars: bootstrap intervals, paired differences, exact Best-of-N. Nothing else computes one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln
 
 RESAMPLES = 2000
+Statistic = Callable[[NDArray[Any]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +29,78 @@ class Estimate:
         return [self.low, self.high]
 
 
-def bootstrap(
-    units: ArrayLike,
-    statistic: Callable[..., float] = np.mean,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Estimate:
-    """Return a statistic of independent units with its percentile bootstrap interval.
+@dataclass(frozen=True, slots=True)
+class Difference(Estimate):
+    """A paired difference; p is its two-sided bootstrap probability under no difference."""
+
+    p: float
+
+
+def bootstrap(units: ArrayLike, statistic: Statistic = np.mean, *, seed: int = 0) -> Estimate:
+    """Return a statistic of independent units with its 95 % percentile bootstrap interval.
 
     units: (n,) or (n, ...); rows are drawn with replacement, so give one row a prompt, a pair or a
     round, not one a sample. Source: Efron and Tibshirani 1993, chapter 13. Raises ValueError for no unit.
     """
     rows = np.asarray(units, dtype=float)
-    if not len(rows):
+    drawn = [statistic(rows[pick]) for pick in _picks(len(rows), seed)]
+    return Estimate(statistic_of(rows, statistic), *_ends(drawn), len(rows))
+
+
+def paired_difference(
+    after: ArrayLike, before: ArrayLike, statistic: Statistic = np.mean, *, seed: int = 0
+) -> Difference:
+    """Return statistic(after) - statistic(before) over paired units (n,) or (n, ...), resampled together.
+
+    p counts resampled differences at least as far from the measured one as that is from 0, the
+    measured one included (Efron and Tibshirani 1993, chapter 16). Raises ValueError for no unit.
+    """
+    new, old = np.asarray(after, dtype=float), np.asarray(before, dtype=float)
+    if new.shape != old.shape:
+        raise ValueError(f"units do not pair: {new.shape} and {old.shape}")
+    drawn = np.array([statistic(new[pick]) - statistic(old[pick]) for pick in _picks(len(new), seed)])
+    value = statistic_of(new, statistic) - statistic_of(old, statistic)
+    slack = 1e-12 * max(1.0, abs(value))  # equal differences must count whatever their last bit
+    p = (1 + int((np.abs(drawn - value) >= abs(value) - slack).sum())) / (RESAMPLES + 1)
+    return Difference(value, *_ends(drawn), len(new), p)
+
+
+def expected_best_of(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
+    """Return the mean gold score of the one that `proxy` ranks first among n drawn without replacement.
+
+    proxy, gold: (N,) scores of one prompt's N samples, 1 <= n <= N. Exact over all N-choose-n subsets:
+    the i-th lowest is first in C(i - 1, n - 1) of them (Nakano et al. 2021, appendix I). Samples
+    that tie share their places, as random tie-breaking does on average.
+    """
+    order, scores = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    if not 1 <= n <= len(order) or order.shape != scores.shape:
+        raise ValueError(f"best of {n} among {order.shape} proxy and {scores.shape} gold scores")
+    values, places = np.unique(order, return_inverse=True)
+    tied = np.bincount(places)
+    level = np.bincount(places, weights=scores) / tied  # mean gold of each proxy value
+    at_most = _log_choose(np.cumsum(tied), n)
+    below = np.exp(_log_choose(np.cumsum(tied) - tied, n) - at_most[-1])
+    return float((level * (np.exp(at_most - at_most[-1]) - below)).sum())
+
+
+def statistic_of(rows: NDArray[Any], statistic: Statistic) -> float:
+    """Return the statistic as a plain float."""
+    return float(statistic(rows))
+
+
+def _log_choose(total: NDArray[Any], n: int) -> NDArray[Any]:
+    """Return log C(total, n), minus infinity where total < n."""
+    enough = np.maximum(total, n)
+    value = gammaln(enough + 1) - gammaln(n + 1) - gammaln(enough - n + 1)
+    return np.where(total >= n, value, -np.inf)
+
+
+def _picks(n: int, seed: int) -> NDArray[Any]:
+    if not n:
         raise ValueError("no units to resample")
-    picks = np.random.default_rng(seed).integers(len(rows), size=(RESAMPLES, len(rows)))
-    drawn = [statistic(rows[pick]) for pick in picks]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(statistic(rows)), float(low), float(high), len(rows))
+    return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
 
 
-def paired_difference(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> Estimate:
-    """Return mean(after - before) over paired units (n,) with its bootstrap interval."""
-    return bootstrap(np.asarray(after, dtype=float) - np.asarray(before, dtype=float), seed=seed)
+def _ends(drawn: ArrayLike) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
