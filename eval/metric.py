@@ -90,7 +90,9 @@ def mean_measure(name: str, values: Sequence[NDArray[Any]], better: str = "") ->
     return reduced_measure(name, values, np.mean, better)
 
 
-def reduced_measure(name: str, values: Sequence[NDArray[Any]], reduce: Statistic, better: str = "") -> Measure:
+def reduced_measure(
+    name: str, values: Sequence[NDArray[Any]], reduce: Statistic, better: str = ""
+) -> Measure:
     """Return the mean over prompts of `reduce` over each prompt's scored values."""
     kept = [prompt[~np.isnan(prompt)] for prompt in values]
     units = np.array([reduce(prompt) if len(prompt) else np.nan for prompt in kept])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln
 
 RESAMPLES = 2000
 Statistic = Callable[[NDArray[Any]], float]
@@ -75,24 +76,17 @@ def expected_best_of(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
     order, scores = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
     if not 1 <= n <= len(order) or order.shape != scores.shape:
         raise ValueError(f"best of {n} among {order.shape} proxy and {scores.shape} gold scores")
-    values, places = np.unique(order, return_inverse=True)
+    places = np.unique(order, return_inverse=True)[1]
     tied = np.bincount(places)
     level = np.bincount(places, weights=scores) / tied  # mean gold of each proxy value
-    at_most = _log_choose(np.cumsum(tied), n)
-    below = np.exp(_log_choose(np.cumsum(tied) - tied, n) - at_most[-1])
-    return float((level * (np.exp(at_most - at_most[-1]) - below)).sum())
+    subsets = [0, *(math.comb(int(count), n) for count in np.cumsum(tied))]  # that hold no better sample
+    wins = [upper - lower for lower, upper in pairwise(subsets)]  # of those whose best has this value
+    return sum(won * float(mean) for won, mean in zip(wins, level, strict=True)) / subsets[-1]
 
 
 def statistic_of(rows: NDArray[Any], statistic: Statistic) -> float:
     """Return the statistic as a plain float."""
     return float(statistic(rows))
-
-
-def _log_choose(total: NDArray[Any], n: int) -> NDArray[Any]:
-    """Return log C(total, n), minus infinity where total < n."""
-    enough = np.maximum(total, n)
-    value = gammaln(enough + 1) - gammaln(n + 1) - gammaln(enough - n + 1)
-    return np.where(total >= n, value, -np.inf)
 
 
 def _picks(n: int, seed: int) -> NDArray[Any]:
@@ -102,5 +96,5 @@ def _picks(n: int, seed: int) -> NDArray[Any]:
 
 
 def _ends(drawn: ArrayLike) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.quantile(np.asarray(drawn), [0.025, 0.975])
     return float(low), float(high)
