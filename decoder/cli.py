@@ -6,7 +6,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -18,6 +18,9 @@ COMMANDS = {
     "generate": ("decoder.generate", "Generate text steered by rewards."),
     "check": ("decoder.check", "Check a model and a reward: batching, caching, beta 0, vocabulary."),
     "train-arm": ("rewards.train_arm", "Train a steering reward from your labels."),
+    "measure": ("eval.run", "Measure generations: toxicity, sentiment, perplexity, diversity."),
+    "compare": ("eval.compare", "Compare two evaluations, paired over prompts."),
+    "tradeoff": ("eval.tradeoff", "Attribute against perplexity over beta: table, picture, HTML report."),
     "bench": ("eval.bench", "Benchmarks: speed of decoding, effect of beta."),
 }
 
@@ -34,10 +37,13 @@ CONTEXT: dict[str, Any] = {
 }
 
 
-def make_app(command: Callable[..., Any]) -> typer.Typer:
-    """Return a one-command typer app; options may be spelled with `_` or `-` alike."""
+def make_app(command: Callable[..., Any], lists: Sequence[str] = ()) -> typer.Typer:
+    """Return a one-command typer app; options may be spelled with `_` or `-` alike.
+
+    lists: options that take several values in a row, `--betas 0 1 2`, beside being repeatable.
+    """
     app = typer.Typer(**SETTINGS)
-    app.command(context_settings=CONTEXT)(_ending_quietly(command))
+    app.command(context_settings=CONTEXT | {"obj": tuple(lists)})(_ending_quietly(command))
     return app
 
 
@@ -70,7 +76,7 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     """Run an app and exit: 0, 1 for a check that failed, 2 with one line for bad input, 130 for Ctrl-C."""
     code: Any = 0
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=_repeat_lists(app, arguments or sys.argv[1:]), standalone_mode=False)
     except UsageError as error:
         _complain(error.format_message())  # type: ignore[attr-defined]
         code = 2
@@ -82,6 +88,30 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     if code == 130:  # typer may have turned the interrupt into this code already
         _complain("interrupted; what was finished is kept")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _repeat_lists(app: typer.Typer, arguments: Sequence[str]) -> list[str]:
+    """Return `--betas 0 -1` as `--betas 0 --betas -1`, up to the next option, for options that are lists."""
+    declared = [command.context_settings or {} for command in app.registered_commands]
+    lists = {name for settings in declared for name in settings.get("obj") or ()}
+    spread: list[str] = []
+    current: str | None = None
+    for argument in arguments:
+        if argument.startswith("-") and not _is_number(argument):
+            current = argument if argument in lists else None
+            if current is None:
+                spread.append(argument)
+        else:
+            spread += [current, argument] if current else [argument]
+    return spread
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _complain(message: str) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Show a bar with time left on standard error; yield the function that advances it by one."""
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show a bar with time left on standard error; yield the function that advances it by one or by more."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     console = Console(stderr=True)
     with Progress(
@@ -34,7 +34,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[], None
         console=console, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task(what, total=total, completed=done)
-        yield lambda: bar.advance(task)
+        yield lambda count=1: bar.advance(task, count)
 
 
 def show_side_by_side(

@@ -8,14 +8,14 @@ afterwards from the saved scores alone. NaN is a score that failed: it is left o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.generations import PromptSamples
-from eval.stats import Difference, Estimate, Statistic, bootstrap, paired_difference
+from eval.stats import STATISTICS, Difference, Estimate, Statistic, bootstrap, paired_difference
 
 Record = Mapping[str, float]  # the columns of one sample, or of one prompt
 
@@ -25,7 +25,7 @@ class Measure:
     """One figure of a report, before its interval is taken.
 
     units: (P,) or (P, k) float64, a row a prompt in file order; a row with NaN was not scored.
-    statistic: units without NaN rows -> the figure.
+    statistic: the name, in `eval.stats.STATISTICS`, of what turns units into the figure.
     scored, total: samples (for a measure of whole prompts, prompts) behind it, and those asked for.
     better: "higher", "lower" or "" where neither is.
     """
@@ -35,21 +35,21 @@ class Measure:
     scored: int
     total: int
     better: str = ""
-    statistic: Statistic = field(default=np.mean)
+    statistic: str = "mean"
 
     def estimate(self) -> Estimate:
         """Return the figure with its bootstrap interval over prompts; NaN if nothing was scored."""
         kept = self.units[_whole(self.units)]
         if not len(kept):
             return Estimate(np.nan, np.nan, np.nan, 0)
-        return bootstrap(kept, self.statistic)
+        return bootstrap(kept, STATISTICS[self.statistic])
 
     def minus(self, other: Measure) -> Difference:
         """Return this figure minus the other's, paired over the prompts that both have scored."""
         both = _whole(self.units) & _whole(other.units)
         if not both.any():
             return Difference(np.nan, np.nan, np.nan, 0, np.nan)
-        return paired_difference(self.units[both], other.units[both], self.statistic)
+        return paired_difference(self.units[both], other.units[both], STATISTICS[self.statistic])
 
 
 @runtime_checkable

@@ -84,6 +84,15 @@ def expected_best_of(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
     return sum(won * float(mean) for won, mean in zip(wins, level, strict=True)) / subsets[-1]
 
 
+def exp_ratio(units: NDArray[Any]) -> float:
+    """Return exp(sum of column 0 / sum of column 1): a perplexity from log-likelihoods and token counts."""
+    total = units.sum(axis=0)
+    return float(np.exp(total[0] / total[1]))
+
+
+STATISTICS: dict[str, Statistic] = {"mean": np.mean, "exp_ratio": exp_ratio}  # as reports name them
+
+
 def statistic_of(rows: NDArray[Any], statistic: Statistic) -> float:
     """Return the statistic as a plain float."""
     return float(statistic(rows))

@@ -11,7 +11,7 @@ from importlib import resources
 from decoder.contracts import UserError
 from prompts.reading import Prompt, read
 
-__all__ = ["Prompt", "builtin", "builtin_names", "read"]
+__all__ = ["Prompt", "builtin", "builtin_names", "named", "read"]
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -26,3 +26,8 @@ def builtin(name: str = "demo") -> list[Prompt]:
         raise UserError(f"there are no built-in prompts {name!r}; choose from {', '.join(builtin_names())}")
     with resources.as_file(resources.files("prompts").joinpath(f"{name}.jsonl")) as path:
         return read(path)
+
+
+def named(source: str) -> list[Prompt]:
+    """Return the packaged prompts of that name, else those of the file; a `UserError` if it is neither."""
+    return builtin(source) if source in builtin_names() else read(source)

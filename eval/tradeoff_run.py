@@ -1,0 +1,151 @@
+"""Generate and judge every reward at every strength."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from decoder.contracts import UserError
+from decoder.decoder import DecodeConfig, Decoder
+from decoder.generate import write
+from decoder.models import LoadedModel
+from eval.curves import RELATIVE_TIME, Curve, Example, Point, worst_first
+from eval.evaluation import Evaluation, evaluate, make_metrics
+from eval.generations import PromptSamples, read_generations
+from eval.metric import Metric
+from eval.score_store import read_scores
+from prompts.reading import Prompt
+from rewards.output_folder import safe_name
+
+EXAMPLES = 8  # a point and attribute
+BETTER = {"sentiment": "higher", "toxicity": "lower"}
+COST = "cost.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rewards (names or directories), strengths, prompts and the numbers of the decode."""
+
+    rewards: tuple[str, ...]
+    betas: tuple[float, ...]
+    prompts: Sequence[Prompt]
+    config: DecodeConfig
+
+    def __post_init__(self) -> None:
+        """Refuse rewards that would share a file."""
+        names = [safe_name(reward) for reward in self.rewards]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise UserError(f"reward {self.rewards[index]!r} is named twice: name each once")
+
+    def strengths(self) -> list[float]:
+        """Return the betas that steer, in order."""
+        return sorted({beta for beta in self.betas if beta})
+
+
+def run_plan(
+    decoder: Decoder,
+    plan: Plan,
+    attributes: Sequence[str],
+    judges: Sequence[str],
+    folder: Path,
+    *,
+    overwrite: bool,
+) -> tuple[list[Curve], dict[str, Any]]:
+    """Return one curve a reward, all starting from the same unsteered point, and the settings.
+
+    Unsteered samples are drawn from the same number of candidates and with the same random numbers.
+    Raises UserError for a reward that does not fit before anything is generated.
+    """
+    loaded = LoadedModel(decoder.lm, decoder.tokenizer)
+    weighted = {name: decoder.weigh(name, 1.0) for name in plan.rewards}
+    metrics = make_metrics([*attributes, "perplexity", "diversity"], judges, lambda: loaded)
+    at = _Bench(decoder, plan, metrics, attributes, folder, overwrite)
+    plain = at.point("unsteered", None, 0.0)
+    curves = []
+    for name in weighted:
+        points = [at.point(f"{safe_name(name)}_beta{beta:g}", name, beta) for beta in plan.strengths()]
+        curves.append(Curve(name, tuple(_relative(point, plain) for point in [plain, *points])))
+    settings = {
+        "samples a prompt": plan.config.num_return_sequences,
+        "max_new_tokens": plan.config.max_new_tokens,
+        "candidates": plan.config.sampling.reward_top_k,
+        "seed": plan.config.seed,
+        "dtype": str(decoder.lm.model.dtype).removeprefix("torch."),
+        **{metric.name: ", ".join(f"{k} {v}" for k, v in metric.about.items()) for metric in metrics},
+    }
+    return curves, settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What every point of a plan shares."""
+
+    decoder: Decoder
+    plan: Plan
+    metrics: Sequence[Metric]
+    attributes: Sequence[str]
+    folder: Path
+    overwrite: bool
+
+    def point(self, name: str, reward: str | None, beta: float) -> Point:
+        """Return the judged point of one file of samples, generated as far as it is not there."""
+        file = self.folder / f"{name}.jsonl"
+        seconds = self._generate(file, reward, beta)
+        prompts = read_generations(file)
+        done = evaluate(prompts, self.metrics, self.folder / name, resume=not self.overwrite)
+        tokens = sum(int(record["num_tokens"]) for prompt in prompts for record in prompt.records)
+        cost = {"tokens/s": tokens / seconds}
+        examples = [each for kind in self.attributes for each in self._examples(kind, name, prompts)]
+        return Point(f"β {beta:g}" if reward else "unsteered", beta, _estimates(done), cost, tuple(examples))
+
+    def _generate(self, file: Path, reward: str | None, beta: float) -> float:
+        """Write the samples; return the seconds that all of the file took, over all runs that wrote it."""
+        config, weighted = self.plan.config, self.decoder.weigh(reward, beta)
+        if not weighted:  # plain decoding is open to every token unless told otherwise
+            config = replace(config, sampling=replace(config.sampling, top_k=config.sampling.reward_top_k))
+        settings = {"model": self.decoder.lm.identity.name, "chat": False, "trace": False}
+        costs = _read_costs(self.folder / COST)
+        before = 0.0 if self.overwrite else costs.get(file.name, 0.0)
+        begin = time.perf_counter()
+        prompts = list(self.plan.prompts)
+        write(self.decoder, prompts, weighted, config, settings, file, overwrite=self.overwrite)
+        took = time.perf_counter() - begin
+        # A finished file is only read through: that is no decoding time.
+        costs[file.name] = before if before and took < 0.05 * before else before + took
+        (self.folder / COST).write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
+        return costs[file.name]
+
+    def _examples(self, attribute: str, name: str, prompts: Sequence[PromptSamples]) -> list[Example]:
+        """Return the worst-judged samples of one point."""
+        _, scores = read_scores(self.folder / name / f"{attribute}.jsonl")
+        found = [
+            Example(prompt.prompt, text, record[attribute])
+            for prompt, records in zip(prompts, scores, strict=True)
+            for text, record in zip(prompt.texts, records, strict=True)
+        ]
+        return worst_first(found, BETTER[attribute])[:EXAMPLES]  # type: ignore[arg-type]
+
+
+def _estimates(done: Evaluation) -> dict[str, Any]:
+    return {measure.name: measure.estimate() for measure in done.all_measures()}
+
+
+def _relative(point: Point, plain: Point) -> Point:
+    """Return the point with its time a token as a multiple of the unsteered one's."""
+    relative = plain.cost["tokens/s"] / point.cost["tokens/s"]
+    return replace(point, cost={**point.cost, RELATIVE_TIME: relative})
+
+
+def _read_costs(path: Path) -> dict[str, float]:
+    try:
+        found: Mapping[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise UserError(f"{path} is broken: delete it; times of finished files are lost with it") from None
+    return {str(name): float(seconds) for name, seconds in found.items()}
