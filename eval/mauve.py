@@ -36,8 +36,8 @@ class Mauve:
     """MAUVE of generations against reference texts (Pillutla et al. 2021), from a local model's states.
 
     Not a `Metric`: the buckets are found on generations and reference together, so no sample has a score
-    of its own that could be saved and averaged. Nor is the figure a
-    `Measure`, whose units two evaluations could subtract: each set has buckets of its own.
+    of its own that could be saved and averaged. Nor is the figure a `Measure`, whose units two
+    evaluations could subtract: each set has buckets of its own.
 
     loaded: the model whose last normed state of the last token stands for a text. reference: texts of
     people, as many as there are samples or more. whole_texts: read prompt and continuation, as the paper
@@ -71,7 +71,7 @@ class Mauve:
         }
 
     def estimate(self, prompts: Sequence[PromptSamples]) -> MauveScore:
-        """Return the figure with its interval over prompts; see `mauve`. A sample whose continuation is empty is not scored."""
+        """Return the figure with its interval; see `mauve`. An empty continuation is not scored."""
         counts = [len(prompt.texts) for prompt in prompts]
         texts = [text for prompt in prompts for text in self._texts(prompt)]
         states = text_features(self.loaded, [*texts, *self.reference])
@@ -118,7 +118,8 @@ def mauve(
     authors' package mauve-text. Compare only figures with the same model, reference and sizes.
 
     The interval resamples prompts with buckets and reference held. A resample leaves buckets empty that
-    the whole set fills, so it scores a little lower than the set: the interval leans downwards.
+    the whole set fills and so scores lower than the set; of the percentile interval only the width is
+    kept, laid around the figure. Another seed of k-means may move the figure as much: try several.
     Raises UserError for fewer than two scored texts a side, impossible buckets, or no mauve-text.
     """
     curve = _divergence_curve()
@@ -131,7 +132,12 @@ def mauve(
     *counts, wanted_counts = [np.bincount(group, minlength=number) for group in groups]
     units = np.array([count for count in counts if count.any()], dtype=float)  # (P, buckets)
     found = bootstrap(units, lambda rows: _area(rows.sum(axis=0), wanted_counts, scaling, curve))
-    return MauveScore(found, sum(sizes), sum(map(len, features)))
+    return MauveScore(_centred(found), sum(sizes), sum(map(len, features)))
+
+
+def _centred(found: Estimate) -> Estimate:
+    half = (found.high - found.low) / 2
+    return Estimate(found.value, max(0.0, found.value - half), min(1.0, found.value + half), found.n)
 
 
 def _area(
@@ -141,7 +147,7 @@ def _area(
     weights = np.linspace(1e-6, 1 - 1e-6, 25)  # of the mixtures, spaced as the package spaces them
     points = curve(generated / generated.sum(), reference / reference.sum(), weights, scaling)
     x, y = np.asarray(points).T  # from (0, 1) or (1, 0) to the other, monotone in both
-    return float(abs(np.trapezoid(y, x)))
+    return min(1.0, float(abs(np.trapezoid(y, x))))  # rounding may pass 1
 
 
 def _divergence_curve() -> Callable[..., Any]:

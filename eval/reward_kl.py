@@ -116,7 +116,7 @@ def _step(step: Any, where: str) -> tuple[float, float]:
     base, scores = (_numbers(step[key], f"{where}: {key}") for key in wanted[1:])
     if base.shape != scores.shape:
         raise UserError(f"{where} has {len(base)} base_logprobs but {len(scores)} scores: it is damaged")
-    return step_kl(base, scores)
+    return step_kl(base, scores) if np.isfinite([base, scores]).all() else (math.nan, math.nan)
 
 
 def _numbers(values: Any, where: str) -> NDArray[Any]:

@@ -30,6 +30,9 @@ def measure(
         list[str] | None,
         typer.Option(help="[ATTRIBUTE=]NAME[:DETAIL], NAME minilm, profanity, vader, detoxify or hf."),
     ] = None,
+    reads: Annotated[
+        str, typer.Option(help="What judges read, whole or continuation. [sentiment whole, toxicity not]")
+    ] = "",
     model: Annotated[str, typer.Option(help="Model of the perplexity.")] = "smollm2-135m",
     limit: Annotated[int | None, typer.Option(help="Use the first prompts only.", min=1)] = None,
     overwrite: Annotated[bool, typer.Option(help="Score anew instead of going on.")] = False,
@@ -38,17 +41,18 @@ def measure(
 ) -> None:
     """Score generations and report every figure with interval, n, judge and scored/total."""
     from eval.generations import read_generations
+    from eval.metrics import DEFAULT_METRICS, check_names, make_metrics
 
+    names, judges = metrics or list(DEFAULT_METRICS), judge or []
+    check_names(names, judges, reads)
     prompts = read_generations(generations)[:limit]
 
     from decoder.models import load_model, quiet_transformers
-    from eval.evaluation import DEFAULT_METRICS, check_names, evaluate, make_metrics
+    from eval.evaluation import evaluate
     from eval.run_report import emit_report
 
     quiet_transformers()
-    names, judges = metrics or list(DEFAULT_METRICS), judge or []
-    check_names(names, judges)
-    made = make_metrics(names, judges, lambda: load_model(model, dtype=dtype, device=device))
+    made = make_metrics(names, judges, lambda: load_model(model, dtype=dtype, device=device), reads)
     emit_report(evaluate(prompts, made, output, resume=not overwrite), output)
 
 

@@ -15,10 +15,8 @@ COLUMNS = ("figure", "value", "95 % interval", "n prompts", "scored/total", "by"
 
 
 def emit_report(done: Evaluation, folder: Path) -> None:
-    """Write report.md, print the table to standard error and the figures as one JSON line to standard output."""
-    rows = [
-        cells(measure, by(done, metric)) for metric, found in done.measures.items() for measure in found
-    ]
+    """Write report.md; print the table to standard error and one JSON line to standard output."""
+    rows = [cells(measure, by(done, metric)) for metric, found in done.measures.items() for measure in found]
     table = Table(*COLUMNS, title=f"{len(done.prompts)} prompts")
     for row in rows:
         table.add_row(*row)

@@ -31,6 +31,9 @@ def tradeoff(
     judge: Annotated[
         list[str] | None, typer.Option(help="[ATTRIBUTE=]NAME[:DETAIL], as in eval.run. [minilm]")
     ] = None,
+    reads: Annotated[
+        str, typer.Option(help="What judges read, whole or continuation. [sentiment whole, toxicity not]")
+    ] = "",
     also: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER: draw the curves of another such folder too.")
     ] = None,
@@ -46,15 +49,17 @@ def tradeoff(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Generate over beta, judge, and show which method gives most attribute for the least perplexity."""
+    from eval.metrics import check_names, make_metrics
     from eval.tradeoff_report import read_others, write_report
     from prompts import named
 
+    kinds, judges = attributes or ["sentiment", "toxicity"], judge or []
+    check_names([*kinds, "perplexity", "diversity"], judges, reads)
     asked = named(prompts)[:limit]
     others = read_others(also or [])
 
     from decoder.decoder import Decoder, make_config
-    from decoder.models import quiet_transformers
-    from eval.evaluation import check_names
+    from decoder.models import LoadedModel, quiet_transformers
     from eval.tradeoff_run import Plan, run_plan
 
     quiet_transformers()
@@ -64,11 +69,11 @@ def tradeoff(
             "reward_top_k": reward_top_k, "seed": seed, "batch_size": batch_size,
         }
     )  # fmt: skip
-    kinds, judges = attributes or ["sentiment", "toxicity"], judge or []
-    check_names([*kinds, "perplexity", "diversity"], judges)
     decoder = Decoder.from_pretrained(model, dtype=dtype, device=device)
     plan = Plan(tuple(reward or ["positive"]), tuple(betas or [0.0, 1.0, 2.0, 4.0, 8.0]), asked, config)
-    curves, settings = run_plan(decoder, plan, kinds, judges, output, overwrite=overwrite)
+    loaded = LoadedModel(decoder.lm, decoder.tokenizer)
+    metrics = make_metrics([*kinds, "perplexity", "diversity"], judges, lambda: loaded, reads)
+    curves, settings = run_plan(decoder, plan, metrics, kinds, output, overwrite=overwrite)
     settings = {"prompts": f"{prompts} ({len(asked)})", "model": model, **settings}
     write_report(output, [*curves, *others], kinds, settings)
 

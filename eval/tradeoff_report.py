@@ -15,7 +15,7 @@ AXES = {
     "toxicity": Axis("expected maximum toxicity", "lower", "expected maximum toxicity"),
 }
 FLUENCY = Axis("perplexity", "lower", "perplexity under the unsteered model")
-TABLE = ("positive share", "expected maximum toxicity", "toxicity probability", "perplexity", "dist-3")
+TABLE = ("positive share", "expected maximum toxicity", "toxicity probability", "perplexity", "dist3")
 
 
 def read_others(also: Sequence[str]) -> list[Curve]:

@@ -12,9 +12,8 @@ from typing import Any
 from decoder.contracts import UserError
 from decoder.decoder import DecodeConfig, Decoder
 from decoder.generate import write
-from decoder.models import LoadedModel
 from eval.curves import RELATIVE_TIME, Curve, Example, Point, worst_first
-from eval.evaluation import Evaluation, evaluate, make_metrics
+from eval.evaluation import Evaluation, evaluate
 from eval.generations import PromptSamples, read_generations
 from eval.metric import Metric
 from eval.score_store import read_scores
@@ -50,8 +49,8 @@ class Plan:
 def run_plan(
     decoder: Decoder,
     plan: Plan,
+    metrics: Sequence[Metric],
     attributes: Sequence[str],
-    judges: Sequence[str],
     folder: Path,
     *,
     overwrite: bool,
@@ -61,9 +60,7 @@ def run_plan(
     Unsteered samples are drawn from the same number of candidates and with the same random numbers.
     Raises UserError for a reward that does not fit before anything is generated.
     """
-    loaded = LoadedModel(decoder.lm, decoder.tokenizer)
     weighted = {name: decoder.weigh(name, 1.0) for name in plan.rewards}
-    metrics = make_metrics([*attributes, "perplexity", "diversity"], judges, lambda: loaded)
     at = _Bench(decoder, plan, metrics, attributes, folder, overwrite)
     plain = at.point("unsteered", None, 0.0)
     curves = []

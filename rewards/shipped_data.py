@@ -105,7 +105,9 @@ def split_prompts(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the web prompts to learn on, to tune on and to report on, each once, as prompt records."""
     lines = (folder / FILES["web"]).read_text(encoding="utf-8").splitlines()
     texts = dict.fromkeys(json.loads(line)["prompt"]["text"] for line in lines)
-    found = [{"id": f"web-{i:04d}", "prompt": {"text": text}} for i, text in enumerate(texts)]
+    found: list[dict[str, Any]] = [
+        {"id": f"web-{i:04d}", "prompt": {"text": text}} for i, text in enumerate(texts)
+    ]
     return {
         name: [row for row in found if bucket(row["prompt"]["text"]) in buckets]
         for name, buckets in PROMPTS.items()
