@@ -2,7 +2,8 @@
 targets hold.
 
     python -m eval.bench decode
-    python -m eval.bench steer --prompts prompts.jsonl --output table.md
+    python -m eval.bench steer --prompts prompts.jsonl
+    python -m eval.bench judges reviews.tsv --attribute sentiment --judge minilm --judge vader
 """
 
 from __future__ import annotations
@@ -78,7 +79,24 @@ def steer(
     emit("steer", *bench_steer(decoder, reward, asked, config, strengths))
 
 
-app = make_group({"decode": decode, "steer": steer})
+def judges(
+    data: Annotated[str, typer.Argument(help="CSV, TSV, JSONL or Parquet of labelled texts.")],
+    attribute: Annotated[str, typer.Option(help="toxicity or sentiment; label 1 is toxic, or positive.")],
+    judge: Annotated[list[str] | None, typer.Option(help="As in eval.run; repeat. [minilm]")] = None,
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column of the labels, 0 or 1.")] = "label",
+) -> None:
+    """Accuracy and AUC of judges on labelled texts."""
+    from decoder.models import quiet_transformers
+    from eval.bench_judges import bench_judges
+    from eval.report import emit
+
+    quiet_transformers()
+    rows, settings = bench_judges(data, attribute, text_column, label_column, judge or ["minilm"])
+    emit("judges", rows, {}, settings)
+
+
+app = make_group({"decode": decode, "steer": steer, "judges": judges})
 
 if __name__ == "__main__":
     run(app)

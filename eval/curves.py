@@ -18,15 +18,21 @@ NOT_SCORED = Estimate(math.nan, math.nan, math.nan, 0)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sample. score: its judge's, NaN where the judge failed."""
+    """One sample.
+
+    score: its judge's, NaN where the judge failed. measure: the axis that the score speaks about, where
+    a point has examples of several; "" is the first.
+    """
 
     prompt: str
     text: str
     score: float
+    measure: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the example as JSON values; a score that is not finite is null."""
-        return {"prompt": self.prompt, "text": self.text, "score": _json(self.score)}
+        found = {"prompt": self.prompt, "text": self.text, "score": _json(self.score)}
+        return found | ({"measure": self.measure} if self.measure else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,16 @@ class Spot:
     point: Point
     x: Estimate
     y: Estimate
+
+    @property
+    def at(self) -> tuple[float, float]:
+        """Return the two figures."""
+        return self.x.value, self.y.value
+
+    def corners(self) -> list[tuple[float, float]]:
+        """Return the ends of x's interval, then of y's; an end that is not known is the value itself."""
+        across = [(_known(end, self.x.value), self.y.value) for end in self.x.interval]
+        return across + [(self.x.value, _known(end, self.y.value)) for end in self.y.interval]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +180,10 @@ def estimate_text(estimate: Estimate) -> str:
     return f"{figure_text(estimate.value)} [{figure_text(estimate.low)}, {figure_text(estimate.high)}]"
 
 
+def _known(end: float, value: float) -> float:
+    return end if math.isfinite(end) else value
+
+
 def _point(value: object, where: str) -> Point:
     estimates = _mapping(value, "estimates", where)
     examples = _list(value, "examples", where)
@@ -178,7 +198,13 @@ def _point(value: object, where: str) -> Point:
 
 
 def _example(value: object, where: str) -> Example:
-    return Example(_text(value, "prompt", where), _text(value, "text", where), _number(value, "score", where))
+    prompt, text, score = (
+        _text(value, "prompt", where),
+        _text(value, "text", where),
+        _number(value, "score", where),
+    )
+    named = isinstance(value, Mapping) and "measure" in value
+    return Example(prompt, text, score, _text(value, "measure", where) if named else "")
 
 
 def _estimate(value: object, where: str) -> Estimate:

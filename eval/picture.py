@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from decoder.contracts import UserError
 from eval.curves import RELATIVE_TIME, Axis, Curve, Spot, check_measures, spots
-from eval.picture_geometry import Places, Room, along, around, hull, lines, markers
-from eval.stats import Estimate
+from eval.picture_labels import Labels
 
 if TYPE_CHECKING:  # loaded when something is drawn
     from matplotlib.axes import Axes
@@ -155,7 +154,7 @@ def _scale(panel: Axes, drawn: Sequence[Spot]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     values = [spot.y.value for spot in drawn]
-    if not values or min(end for spot in drawn for end in _ends(spot.y)) <= 0:
+    if not values or min(y for spot in drawn for _, y in spot.corners()) <= 0:
         return
     span = max(values) / min(values)
     if span > 3:
@@ -186,9 +185,8 @@ def _draw_curve(panel: Axes, found: Sequence[Spot], look: Look) -> None:
     panel.plot(xs, ys, color=look.colour, linestyle=look.dashes, linewidth=1.8, zorder=3)
     _draw_band(panel, found, look.colour)
     for spot in found:
-        across, up = (_ends(spot.x), [spot.y.value] * 2), ([spot.x.value] * 2, _ends(spot.y))
-        for ends in (across, up):
-            panel.plot(*ends, color=look.colour, linewidth=1.0, alpha=0.5, zorder=2)
+        for ends in (spot.corners()[:2], spot.corners()[2:]):
+            panel.plot(*zip(*ends, strict=True), color=look.colour, linewidth=1.0, alpha=0.5, zorder=2)
         if spot.point.beta:
             marker: dict[str, Any] = {"ms": 7, "mfc": look.colour, "mec": "white", "mew": 0.8, "zorder": 4}
             panel.plot(spot.x.value, spot.y.value, look.marker, **marker)
@@ -199,63 +197,41 @@ def _draw_band(panel: Axes, found: Sequence[Spot], colour: str) -> None:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
 
-    corners = [panel.transScale.transform(_diamond(spot)) for spot in found]  # straight also on a log axis
+    corners = [panel.transScale.transform(spot.corners()) for spot in found]  # straight also on a log axis
     pairs = [np.vstack(pair) for pair in pairwise(corners)] or corners
-    hulls = [panel.transScale.inverted().transform(hull(pair)) for pair in pairs]
+    hulls = [panel.transScale.inverted().transform(_hull(pair)) for pair in pairs]
     if hulls:  # one path of outlines that turn the same way, so that overlaps are not darker
         whole = Outline.make_compound_path(*[Outline([*each, each[0]], closed=True) for each in hulls])
         panel.add_patch(PathPatch(whole, facecolor=colour, alpha=0.13, linewidth=0, zorder=1))
 
 
-def _ends(estimate: Estimate) -> list[float]:
-    """Return the ends of the interval, the value itself for one that is not known."""
-    return [end if math.isfinite(end) else estimate.value for end in estimate.interval]
+def _hull(corners: NDArray[Any]) -> NDArray[Any]:
+    """Return the convex hull (M, 2) of (N, 2) anticlockwise: Andrew's monotone chain, 1979."""
 
+    def chain(points: list[Any]) -> list[Any]:
+        kept: list[Any] = []
+        for point in points:
+            while len(kept) > 1 and np.linalg.det([kept[-1] - kept[-2], point - kept[-2]]) <= 0:
+                kept.pop()
+            kept.append(point)
+        return kept[:-1] or kept
 
-def _diamond(spot: Spot) -> NDArray[Any]:
-    """Return the ends of both intervals, (4, 2)."""
-    across = [(end, spot.y.value) for end in _ends(spot.x)]
-    return np.array(across + [(spot.x.value, end) for end in _ends(spot.y)])
+    order = [corners[i] for i in np.lexsort(corners.T[::-1])]
+    return np.array(chain(order) + chain(order[::-1]))
 
 
 def _label_panel(panel: Axes, drawn: Sequence[list[Spot]], looks: Sequence[Look], fluency: Axis) -> None:
     """Name the unsteered points, the guide and every steered point, where it covers least."""
-    room = Room(np.array(panel.bbox.extents), np.vstack([_covered(panel, found) for found in drawn if found]))
+    labels = Labels(panel, drawn)
     stars = _unsteered(drawn)
-    for spot in stars:
-        _label_spot(panel, room, spot, "unsteered", "black")
     if stars and fluency.better == "lower":
-        level = _pixels(panel, [(stars[0].x.value, GUIDE * stars[0].y.value)])[0, 1]
-        ends = [np.array([x, level]) for x in (panel.bbox.x0 + 60, panel.bbox.x1 - 60)]
-        _write(panel, room, along(*ends), f"{GUIDE:.2f} {TIMES} unsteered", GREY)
+        labels.along(GUIDE * stars[0].y.value, f"{GUIDE:.2f} {TIMES} unsteered", GREY)
+    for spot in stars:
+        labels.beside(spot.at, "unsteered", "black")
     for found, look in zip(drawn, looks, strict=True):
         for spot in found:
             if spot.point.beta:
-                _label_spot(panel, room, spot, spot.point.label + _point_cost(spot, look), look.ink)
-
-
-def _covered(panel: Axes, found: Sequence[Spot]) -> NDArray[Any]:
-    """Return samples (N, 2) of a curve's line, markers and, thinner, intervals."""
-    middle = _pixels(panel, [(spot.x.value, spot.y.value) for spot in found])
-    bars = [lines(_pixels(panel, pair), 12.0) for spot in found for pair in np.split(_diamond(spot), 2)]
-    return np.vstack([lines(middle), markers(middle), *bars])
-
-
-def _label_spot(panel: Axes, room: Room, spot: Spot, text: str, colour: Any) -> None:
-    _write(panel, room, around(_pixels(panel, [(spot.x.value, spot.y.value)])[0]), text, colour)
-
-
-def _write(panel: Axes, room: Room, places: Places, text: str, colour: Any) -> None:
-    """Write the text where there is room for it."""
-    pale = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.6}
-    note = panel.text(0.5, 0.5, text, color=colour, fontsize=9, parse_math=False, zorder=3.5, bbox=pale)
-    note.set(transform=panel.transAxes, ha="center", va="center")
-    centre = room.place(places, np.array(note.get_window_extent().size))
-    (x, y), anchor = panel.transAxes.inverted().transform([centre, places.anchors[0]])
-    note.set_position((float(x), float(y)))
-    if leads:
-        line = {"color": colour, "linewidth": 0.6, "alpha": 0.6, "zorder": 3.4, "transform": panel.transAxes}
-        panel.plot([anchor[0], x], [anchor[1], y], **line)
+                labels.beside(spot.at, spot.point.label + _point_cost(spot, look), look.ink)
 
 
 def _point_cost(spot: Spot, look: Look) -> str:
@@ -264,14 +240,9 @@ def _point_cost(spot: Spot, look: Look) -> str:
     return f" ({TIMES}{time:.3g})" if look.says_cost and math.isfinite(time) else ""
 
 
-def _pixels(panel: Axes, points: Any) -> NDArray[Any]:
-    found: NDArray[Any] = panel.transData.transform(points)
-    return found
-
-
 def _unsteered(drawn: Sequence[list[Spot]]) -> list[Spot]:
     """Return the unsteered points, one of those that lie at the same place."""
-    found = {(s.x.value, s.y.value): s for spots_of in drawn for s in spots_of if not s.point.beta}
+    found = {spot.at: spot for curve in drawn for spot in curve if not spot.point.beta}
     return list(found.values())
 
 

@@ -28,10 +28,10 @@ _PLACE = ("prompt_id", "sample")  # of a line, before its columns
 
 
 def digest(prompts: Sequence[PromptSamples]) -> str:
-    """Return a short sha256 of ids, prompts and texts in order: what a score may depend on."""
+    """Return a short sha256 of ids, prompts, texts and records in order: what a score may depend on."""
     found = hashlib.sha256()
     for prompt in prompts:
-        found.update(to_json([prompt.id, prompt.prompt, *prompt.texts]) + b"\n")
+        found.update(to_json([prompt.id, prompt.prompt, *prompt.texts, *prompt.records]) + b"\n")
     return found.hexdigest()[:16]
 
 
@@ -48,7 +48,7 @@ def score_metric(
     """Return every record of the metric, read from the file at `path` as far as it is there.
 
     path: the metric's own file, FOLDER/<metric.name>.jsonl; its folder is made.
-    generations_digest: `digest` of the prompts, or more where the metric reads more.
+    generations_digest: `digest` of the prompts.
     chunk_samples: whole prompts of at most so many samples are scored and saved together. The chunks
         depend on the prompts alone, and a resumed run begins at the start of one, so that it scores
         the batches of the interrupted run and ends with the same bytes.

@@ -1,7 +1,8 @@
 """Prompts that ship with the project, and the reader for everybody else's (`prompts.reading`).
 
-`prompts.builtin()` gives the three prompts of the demo, `prompts.builtin("neutral")` the two hundred
-neutral half-sentences; where they come from is written in `SOURCES.md`.
+`prompts.builtin()` gives the three prompts of the demo. The others are sets of half-sentences: `neutral`,
+`negative` and `positive` by their sentiment, `provoking` where a model is tempted to insult, and
+`dev_negative` and `dev_provoking` to tune on. Where they come from is written in `SOURCES.md`.
 """
 
 from __future__ import annotations

@@ -209,7 +209,8 @@ def test_a_prompt_is_text_or_messages() -> None:
 
 
 def test_the_packaged_prompts_are_as_their_datasheet_says() -> None:
-    assert builtin_names() == ("demo", "neutral")
+    reported = ("negative", "neutral", "positive", "provoking")
+    assert builtin_names() == ("demo", "dev_negative", "dev_provoking", *reported)
     assert len(builtin()) == 3
     neutral = builtin("neutral")
     assert [prompt.id for prompt in neutral] == [f"neutral-{i:03}" for i in range(200)]
@@ -219,5 +220,5 @@ def test_the_packaged_prompts_are_as_their_datasheet_says() -> None:
         assert prompt.text == prompt.text.strip()
         assert prompt.text[-1] not in ".!?"
         assert 4 <= len(prompt.text.split()) <= 10
-    with pytest.raises(UserError, match="'nope'; choose from demo, neutral"):
+    with pytest.raises(UserError, match="'nope'; choose from demo, dev_negative, "):
         builtin("nope")

@@ -24,16 +24,15 @@ TOPICS = {name: 9 if name.startswith("dev_") else 20 for name in COUNTS if name 
 PROVOKING = ["provoking", "dev_provoking"]
 
 # What a provoking prompt must leave to the model: a modest list of our own, mild and strong.
-RUDE = frozenset(
-    """
-    arse arsehole ass asshole bastard bastards bitch bitches bloody bollocks bugger bullshit clown clowns
-    coward cowards crap cretin cunt damn damned dick dickhead disgusting douche dumb fool fools freak fuck
-    fucked fucker fucking garbage hell hypocrite idiot idiotic idiots imbecile jackass jerk jerks kill lazy
-    liar liars loser losers lunatic maggot moron moronic morons motherfucker nutter pathetic pig pigs pillock
-    piss pissed prick psycho rat rats scum scumbag shit shitty skank slag slob slut snob stupid swine thug
-    traitor trash troll twat twit ugly vermin wanker weirdo whore wimp worthless
-    """.split()
+RUDE_WORDS = (
+    "arse arsehole ass asshole bastard bastards bitch bitches bloody bollocks bugger bullshit clown "
+    "clowns coward cowards crap cretin cunt damn damned dick dickhead disgusting douche dumb fool "
+    "fools freak fuck fucked fucker fucking garbage hypocrite idiot idiotic idiots imbecile jackass "
+    "jerk jerks lazy liar liars loser losers lunatic maggot moron moronic morons motherfucker nutter "
+    "pathetic pig pigs pillock piss pissed prick psycho scum scumbag shit shitty skank slag slob slut "
+    "snob stupid swine thug traitor trash troll twat twit vermin wanker weirdo whore wimp worthless "
 )
+RUDE = frozenset(RUDE_WORDS.split())
 
 
 def lines(name: str) -> list[str]:
@@ -135,8 +134,7 @@ def test_topics_take_equal_turns(name: str) -> None:
 @pytest.mark.parametrize("name", COUNTS)
 def test_prompts_hold_no_profanity_and_no_insult(name: str) -> None:
     assert rude("Get out, you STUPID") == {"stupid"}
-    allowed = {"rats", "kill", "ugly"} if name not in PROVOKING else set()
-    found = {text: rude(text) - allowed for text in lines(name)}
+    found = {text: rude(text) for text in lines(name)}
     assert {text: hits for text, hits in found.items() if hits} == {}
 
 
