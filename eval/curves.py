@@ -118,6 +118,14 @@ class Axis:
         return {"measure": self.measure, "better": self.better, "label": self.label}
 
 
+# How each attribute is drawn, and against what.
+AXES = {
+    "sentiment": Axis("positive share", "higher", "positive share"),
+    "toxicity": Axis("expected maximum toxicity", "lower", "expected maximum toxicity"),
+}
+FLUENCY = Axis("perplexity", "lower", "perplexity under the unsteered model")
+
+
 def curve_from_json(value: object, where: str) -> Curve:
     """Return the curve that `Curve.as_json` wrote; null is NaN.
 

@@ -136,8 +136,8 @@ def _how_to_read(attributes: Sequence[Axis], fluency: Axis) -> str:
         f"Each line is a method, each point on it a strength of steering. Better is {goals}, and further "
         f"{sides[fluency.better][1]} ({fluency.better} {fluency.label}): of two methods, the better one gets "
         f"further at the same height. The star is the model without steering{guide}. Crosses and pale "
-        "bands are 95 % bootstrap intervals over prompts: where bands overlap widely, the figures do not tell "
-        "the methods apart. Time is per token, as a multiple of the unsteered model's."
+        "bands are 95 % bootstrap intervals over prompts: where bands overlap widely, the figures do not "
+        "tell the methods apart. Time is per token, as a multiple of the unsteered model's."
     )
 
 

@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from decoder.contracts import UserError
-from eval.curves import RELATIVE_TIME, Axis, Curve, curve_from_json
+from eval.curves import AXES, FLUENCY, RELATIVE_TIME, Curve, curve_from_json
 
-AXES = {
-    "sentiment": Axis("positive share", "higher", "positive share"),
-    "toxicity": Axis("expected maximum toxicity", "lower", "expected maximum toxicity"),
-}
-FLUENCY = Axis("perplexity", "lower", "perplexity under the unsteered model")
 TABLE = ("positive share", "expected maximum toxicity", "toxicity probability", "perplexity", "dist3")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from decoder.contracts import UserError
 from decoder.decoder import DecodeConfig, Decoder
 from decoder.generate import write
-from eval.curves import RELATIVE_TIME, Curve, Example, Point, worst_first
+from eval.curves import AXES, RELATIVE_TIME, Curve, Example, Point, worst_first
 from eval.evaluation import Evaluation, evaluate
 from eval.generations import PromptSamples, read_generations
 from eval.metric import Metric
@@ -21,7 +21,6 @@ from prompts.reading import Prompt
 from rewards.output_folder import safe_name
 
 EXAMPLES = 8  # a point and attribute
-BETTER = {"sentiment": "higher", "toxicity": "lower"}
 COST = "cost.json"
 
 
@@ -102,7 +101,7 @@ class _Bench:
 
     def _generate(self, file: Path, reward: str | None, beta: float) -> float:
         """Write the samples; return the seconds that all of the file took, over all runs that wrote it."""
-        config, weighted = self.plan.config, self.decoder.weigh(reward, beta)
+        config, weighted = self.plan.config, self.decoder.weigh(reward, beta) if reward else []
         if not weighted:  # plain decoding is open to every token unless told otherwise
             config = replace(config, sampling=replace(config.sampling, top_k=config.sampling.reward_top_k))
         settings = {"model": self.decoder.lm.identity.name, "chat": False, "trace": False}
@@ -121,11 +120,11 @@ class _Bench:
         """Return the worst-judged samples of one point."""
         _, scores = read_scores(self.folder / name / f"{attribute}.jsonl")
         found = [
-            Example(prompt.prompt, text, record[attribute])
+            Example(prompt.prompt, text, record[attribute], AXES[attribute].measure)
             for prompt, records in zip(prompts, scores, strict=True)
             for text, record in zip(prompt.texts, records, strict=True)
         ]
-        return worst_first(found, BETTER[attribute])[:EXAMPLES]  # type: ignore[arg-type]
+        return worst_first(found, AXES[attribute].better)[:EXAMPLES]
 
 
 def _estimates(done: Evaluation) -> dict[str, Any]:

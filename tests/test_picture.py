@@ -148,7 +148,8 @@ def test_perplexity_is_logarithmic_where_it_spans_more_than_three(price: float, 
     """On a log axis the ticks are not evenly spaced."""
     figure = ElementTree.fromstring(svg_of([curve("Tiller", price)]))
     (axis,) = [node for node in figure.iter() if node.get("id") == "matplotlib.axis_2"]
-    ticks = [float("".join(node.itertext())) for node in axis.iter() if _tag(node) == "text"][:-1]
+    texts = ["".join(node.itertext()).strip() for node in axis.iter() if _tag(node) == "text"]
+    ticks = [float(text) for text in texts if "better" not in text]
     assert len(ticks) > 2
     assert (len(set(np.diff(ticks))) > 1) == is_log
 
@@ -180,7 +181,7 @@ def test_points_that_differ_in_cost_say_it() -> None:
     assert {"Best of n (time ×2 to 16)", "n 2 (×2)", "n 16 (×16)"} <= set(found)  # noqa: RUF001
 
 
-@pytest.mark.parametrize("name", ["$x_1$ and $", "_hidden", "a <b> & c", "long " * 40])
+@pytest.mark.parametrize("name", ["$x_1$", "5 $ a month", "_hidden", "a <b> & c", "long " * 40])
 def test_any_name_is_written_as_it_is(name: str) -> None:
     found = " ".join(" ".join(svg_texts(svg_of([curve(name)]))).split())
     assert f"{' '.join(name.split())} (time" in found
