@@ -40,6 +40,9 @@ class ArmConfig:
         over the generated ones alone (what an engine that skips cached prompts can give), "none" no mean.
     output: "log_probability" makes r = log P(attribute), so that beta = 1 is Bayes' rule;
         "probability" makes r = P(attribute), in [0, 1] as the papers have it.
+    label_noise: e in [0, 0.5), how often a label is taken to be wrong. log_probability is then that of
+        being labelled so, log(e + (1 - 2e) P): still Bayes' rule, for a judge that errs. It is nearly
+        flat where P is near 0, so a text that will hardly turn does not draw all the force.
     """
 
     layers: tuple[int, ...]
@@ -47,6 +50,7 @@ class ArmConfig:
     rank: int = 64
     summary: Summary = "text"
     output: Output = "log_probability"
+    label_noise: float = 0.0
 
 
 class ArmHead(nn.Module):
@@ -115,8 +119,12 @@ class TapArm:
 
     def to_reward(self, log_odds: Tensor) -> Tensor:
         """Return r in the declared output from log-odds of the same shape."""
-        signed = self.sign * log_odds
-        return logsigmoid(signed) if self.head.config.output == "log_probability" else signed.sigmoid()
+        signed, config = self.sign * log_odds, self.head.config
+        if config.output == "probability":
+            return signed.sigmoid()
+        if not config.label_noise:  # exact far into the tail
+            return logsigmoid(signed)
+        return (config.label_noise + (1 - 2 * config.label_noise) * signed.sigmoid()).log()
 
     @classmethod
     def bind(cls, head: ArmHead, lm: CausalLM, digest: str = "") -> TapArm:
@@ -154,8 +162,9 @@ def _arm_config(directory: Path, config: Mapping[str, Any], generator: ModelIden
     try:
         layers = tuple(int(layer) for layer in config["layers"])
         arm = ArmConfig(
-            layers, config["hidden_size"], int(config["rank"]), config["summary"], config["output"]
-        )
+            layers, config["hidden_size"], int(config["rank"]), config["summary"], config["output"],
+            float(config.get("label_noise", 0.0)),
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory}/config.json lacks or garbles {error}: train the reward again") from None
     if arm.summary not in ("none", "text", "generated") or arm.output not in (
@@ -163,6 +172,8 @@ def _arm_config(directory: Path, config: Mapping[str, Any], generator: ModelIden
         "probability",
     ):
         raise UserError(f"{directory}/config.json: unknown summary {arm.summary!r} or output {arm.output!r}")
+    if not 0 <= arm.label_noise < 0.5:
+        raise UserError(f"{directory}/config.json: label_noise {arm.label_noise} is not in [0, 0.5)")
     if arm.hidden_size != generator.hidden_size:
         raise UserError(
             f"{directory} reads {arm.hidden_size} numbers a tap, the model has {generator.hidden_size}"

@@ -4,7 +4,8 @@
 
 A judge must not have learned from the texts its reward learned from. So every text falls into one of
 ten buckets by a hash of itself, and each side owns some of the buckets; prompts are split in the same
-way into those to learn on, to tune on and to report on.
+way into those to learn on, to tune on and to report on. The openings of a reward's own texts are
+prompts too: a reward learns more from what the generator itself writes after them.
 
 Toxicity: a head trained on labelled tweets alone learns that tweets are toxic and that whatever is
 negative is too. So the classes are balanced, the tweets lose what marks them as tweets, and text that
@@ -45,7 +46,7 @@ def shipped_data(
     output: Annotated[Path, typer.Option(help="Folder for the JSONL files.")],
     seed: Annotated[int, typer.Option(help="Seed of the sampling that balances classes.")] = 0,
 ) -> None:
-    """Write {sentiment,toxicity}-{judge,reward,test}.jsonl of {"text", label} and prompts-*.jsonl."""
+    """Write {sentiment,toxicity}-{judge,reward,test}.jsonl of {"text", label}, prompts and openings."""
     for name in FILES.values():
         if not (folder / name).is_file():
             raise UserError(
@@ -59,6 +60,8 @@ def shipped_data(
         save(output / f"toxicity-{name}.jsonl", labelled)
     for name, rows in split_prompts(folder).items():
         save(output / f"prompts-{name}.jsonl", rows)
+    for name, parts in (("sentiment", sentiment(folder)), ("toxicity", toxicity(folder, seed))):
+        save(output / f"openings-{name}.jsonl", openings([text for text, _ in parts["reward"]]))
 
 
 def save(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -112,6 +115,13 @@ def split_prompts(folder: Path) -> dict[str, list[dict[str, Any]]]:
         name: [row for row in found if bucket(row["prompt"]["text"]) in buckets]
         for name, buckets in PROMPTS.items()
     }
+
+
+def openings(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the first halves of the texts, of 3 to 8 words, each once, as prompts for a generator."""
+    words = [text.split() for text in texts]
+    cut = dict.fromkeys(" ".join(each[: min(8, len(each) // 2)]) for each in words if len(each) >= 6)
+    return [{"id": f"opening-{i:05d}", "prompt": {"text": text}} for i, text in enumerate(cut)]
 
 
 def read_tweets(path: Path) -> list[Pair]:

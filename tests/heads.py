@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +29,11 @@ def random_head(
     *,
     summary: Summary = "text",
     output: Output = "log_probability",
+    label_noise: float = 0.0,
     seed: int = 0,
 ) -> ArmHead:
     """Return an ARM head whose log-odds are of size 1 to 10, so that it does move the choice of tokens."""
-    head = ArmHead(ArmConfig(layers, hidden, rank=4, summary=summary, output=output))
+    head = ArmHead(ArmConfig(layers, hidden, rank=4, summary=summary, output=output, label_noise=label_noise))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in head.parameters():
@@ -39,9 +41,9 @@ def random_head(
     return head
 
 
-def tiny_arm(lm: CausalLM, layers: tuple[int, ...] = LAYERS, *, seed: int = 0, **config: str) -> TapArm:
+def tiny_arm(lm: CausalLM, layers: tuple[int, ...] = LAYERS, *, seed: int = 0, **config: Any) -> TapArm:
     """Return a random ARM bound to a tiny model."""
-    head = random_head(lm.identity.hidden_size, layers, seed=seed, **config)  # type: ignore[arg-type]
+    head = random_head(lm.identity.hidden_size, layers, seed=seed, **config)
     return TapArm.bind(head, lm, digest=f"random-{seed}")
 
 
@@ -51,10 +53,10 @@ def save_arm(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int = 0,
-    **config: str,
+    **config: Any,
 ) -> Path:
     """Write a random ARM that fits the model; return its directory."""
-    head = random_head(model.config.hidden_size, seed=seed, **config)  # type: ignore[arg-type]
+    head = random_head(model.config.hidden_size, seed=seed, **config)
     save_pretrained(head, directory, identify("tiny", model, tokenizer), {})
     return directory
 

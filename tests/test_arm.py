@@ -139,6 +139,22 @@ def test_opposite_is_the_other_event(lm: CausalLM) -> None:
     assert isinstance(arm, TokenReward)
 
 
+def test_label_noise_is_a_judge_that_errs(tmp_path: Path, lm: CausalLM) -> None:
+    """r is the log-probability of being labelled so: noise + (1 - 2 noise) P, for either attribute."""
+    log_odds = torch.linspace(-30, 30, 61, dtype=torch.float64)
+    arm = tiny_arm(lm, label_noise=0.2)
+    labelled = arm.to_reward(log_odds).exp()
+    torch.testing.assert_close(labelled, 0.8 * log_odds.sigmoid() + 0.2 * (-log_odds).sigmoid())
+    torch.testing.assert_close(labelled + arm.opposite().to_reward(log_odds).exp(), torch.ones_like(log_odds))
+    loaded = load_reward(save_arm(tmp_path / "a", lm.model, tiny_tokenizer(), label_noise=0.2), lm)
+    assert isinstance(loaded, TapArm)
+    assert loaded.head.config.label_noise == 0.2
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    (tmp_path / "a/config.json").write_text(json.dumps({**config, "label_noise": 0.5}))
+    with pytest.raises(UserError, match=r"label_noise 0\.5 is not in \[0, 0\.5\)"):
+        load_reward(tmp_path / "a", lm)
+
+
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=8))
 @settings(deadline=None, max_examples=50)
 def test_outputs_stay_in_range(values: list[float]) -> None:
