@@ -22,6 +22,9 @@ def label(
     reward: Annotated[str, typer.Option(help="Teacher: shipped name or directory of a tap ARM.")],
     output: Annotated[Path, typer.Option(help='JSONL of {"text", LABEL_COLUMN} to write.')],
     label_column: Annotated[str, typer.Option(help="Name of the labels, P(attribute).")] = "label",
+    temperature: Annotated[
+        float, typer.Option(help="Divide the teacher's log-odds by this; below 1 sharpens.", min=0.01)
+    ] = 1.0,
     model: Annotated[str, typer.Option(help="The generator.")] = "smollm2-135m",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
@@ -36,7 +39,7 @@ def label(
     prompts = [prompt for name in generations for prompt in read_generations(name)]
     texts = [text for prompt in prompts for text in prompt.full_texts() if text.strip()]
     quiet_transformers()
-    labels = probabilities(load_model(model, dtype=dtype, device=device), reward, texts)
+    labels = probabilities(load_model(model, dtype=dtype, device=device), reward, texts, temperature)
     with output.open("w", encoding="utf-8") as file:
         for text, value in zip(texts, labels, strict=True):
             file.write(json.dumps({"text": text, label_column: round(value, 4)}, ensure_ascii=False) + "\n")

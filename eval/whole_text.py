@@ -17,12 +17,15 @@ BATCH = 64
 
 
 @torch.inference_mode()
-def probabilities(loaded: LoadedModel, reward: str, texts: Sequence[str]) -> list[float]:
+def probabilities(
+    loaded: LoadedModel, reward: str, texts: Sequence[str], temperature: float = 1.0
+) -> list[float]:
     """Return P(attribute) of each text, one forward pass of the generator a text.
 
-    Raises UserError for a reward that is no tap ARM, and for a tokenizer without an end token.
+    temperature: divides the log-odds. Raises UserError for a reward that is no tap ARM, and for a
+    tokenizer without an end token.
     """
-    arm, end = load_reward(reward, loaded.lm), loaded.tokenizer.eos_token_id
+    arm, end = load_reward(f"{reward}@probability", loaded.lm), loaded.tokenizer.eos_token_id
     if not isinstance(arm, TapArm) or end is None:
         raise UserError(f"{reward} cannot label whole texts: give a tap ARM on a model with an end token")
     ids = [row[:-1] if row[-1:] == [end] else row for row in loaded.tokenizer(list(texts)).input_ids]
@@ -33,7 +36,7 @@ def probabilities(loaded: LoadedModel, reward: str, texts: Sequence[str]) -> lis
             rows = order[start : start + BATCH]
             found[rows] = _end_probabilities(loaded, arm, [ids[row] for row in rows], end)
             advance(len(rows))
-    return [float(value) for value in found]
+    return [float(value) for value in (found.logit(eps=1e-6) / temperature).sigmoid()]
 
 
 def _end_probabilities(
@@ -43,5 +46,4 @@ def _end_probabilities(
     prompt, mask = left_pad(ids, loaded.lm.device)
     reading = loaded.lm.start(arm.layers).prefill(prompt, mask)
     candidates = torch.full((len(ids), 1), end, device=loaded.lm.device)
-    rewards = arm.start(prompt, mask).score(candidates, reading)[:, 0]
-    return (rewards.exp() if arm.head.config.output == "log_probability" else rewards).cpu()
+    return arm.start(prompt, mask).score(candidates, reading)[:, 0].cpu()

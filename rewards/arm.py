@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from decoder.lm import CausalLM
 from rewards import artefact
 
 Output = Literal["log_probability", "probability"]
-Summary = Literal["none", "text", "generated"]
+Summary = Literal["none", "text", "generated", "mean"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,10 @@ class ArmConfig:
 
     layers: the taps read. hidden_size: d of the generator. rank: R of A and B.
     summary: "text" adds the running mean of the states over prompt and generated tokens, "generated"
-        over the generated ones alone (what an engine that skips cached prompts can give), "none" no mean.
+        over the generated ones alone (what an engine that skips cached prompts can give), "none" no mean,
+        "mean" the mean over the text alone, without the last state: steadier on texts that break off.
     output: "log_probability" makes r = log P(attribute), so that beta = 1 is Bayes' rule;
         "probability" makes r = P(attribute), in [0, 1] as the papers have it.
-    label_noise: e in [0, 0.5), how often a label is taken to be wrong. log_probability is then that of
-        being labelled so, log(e + (1 - 2e) P): still Bayes' rule, for a judge that errs. It is nearly
-        flat where P is near 0, so a text that will hardly turn does not draw all the force.
     """
 
     layers: tuple[int, ...]
@@ -50,7 +48,6 @@ class ArmConfig:
     rank: int = 64
     summary: Summary = "text"
     output: Output = "log_probability"
-    label_noise: float = 0.0
 
 
 class ArmHead(nn.Module):
@@ -119,12 +116,8 @@ class TapArm:
 
     def to_reward(self, log_odds: Tensor) -> Tensor:
         """Return r in the declared output from log-odds of the same shape."""
-        signed, config = self.sign * log_odds, self.head.config
-        if config.output == "probability":
-            return signed.sigmoid()
-        if not config.label_noise:  # exact far into the tail
-            return logsigmoid(signed)
-        return (config.label_noise + (1 - 2 * config.label_noise) * signed.sigmoid()).log()
+        signed = self.sign * log_odds
+        return logsigmoid(signed) if self.head.config.output == "log_probability" else signed.sigmoid()
 
     @classmethod
     def bind(cls, head: ArmHead, lm: CausalLM, digest: str = "") -> TapArm:
@@ -135,19 +128,24 @@ class TapArm:
         return cls(head, table, digest)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, lm: CausalLM) -> TapArm:
-        """Load a saved head for this generator. Raises UserError if it is broken or does not fit."""
+    def from_pretrained(cls, directory: str | Path, lm: CausalLM, output: Output | None = None) -> TapArm:
+        """Load a saved head for this generator. Raises UserError if it is broken or does not fit.
+
+        output: takes the place of the one it declares.
+        """
         directory = Path(directory)
         config = artefact.read_config(directory)
         artefact.check_identity(directory, config.get("base_model"), lm.identity)
         tensors = artefact.read_tensors(directory)
-        head = ArmHead(_arm_config(directory, config, lm.identity))
+        arm = _arm_config(directory, config, lm.identity)
+        head = ArmHead(replace(arm, output=output or arm.output))
         try:
             head.load_state_dict(tensors)
         except RuntimeError as error:
             detail = str(error).splitlines()[-1].strip()
             raise UserError(f"{directory}: weights and config disagree ({detail}): train it again") from None
-        return cls.bind(head, lm, artefact.digest(tensors))
+        digest = artefact.digest(tensors)
+        return cls.bind(head, lm, f"{digest}@{output}" if output else digest)
 
 
 def save_pretrained(
@@ -162,18 +160,15 @@ def _arm_config(directory: Path, config: Mapping[str, Any], generator: ModelIden
     try:
         layers = tuple(int(layer) for layer in config["layers"])
         arm = ArmConfig(
-            layers, config["hidden_size"], int(config["rank"]), config["summary"], config["output"],
-            float(config.get("label_noise", 0.0)),
-        )  # fmt: skip
+            layers, config["hidden_size"], int(config["rank"]), config["summary"], config["output"]
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory}/config.json lacks or garbles {error}: train the reward again") from None
-    if arm.summary not in ("none", "text", "generated") or arm.output not in (
+    if arm.summary not in get_args(Summary) or arm.output not in (
         "log_probability",
         "probability",
     ):
         raise UserError(f"{directory}/config.json: unknown summary {arm.summary!r} or output {arm.output!r}")
-    if not 0 <= arm.label_noise < 0.5:
-        raise UserError(f"{directory}/config.json: label_noise {arm.label_noise} is not in [0, 0.5)")
     if arm.hidden_size != generator.hidden_size:
         raise UserError(
             f"{directory} reads {arm.hidden_size} numbers a tap, the model has {generator.hidden_size}"

@@ -29,7 +29,6 @@ class HeadOptions:
     weight_decay: float | None = None
     summary: Summary = "text"
     output: Output = "log_probability"
-    label_noise: float = 0.0
     epochs: int = 6
     max_length: int = 256
     seed: int = 0
@@ -91,13 +90,7 @@ def _search(head: HeadOptions, loaded: LoadedModel) -> Search:
     """Return what to try. Raises UserError for a layer the model lacks."""
     loaded.lm.start(head.layers)
     return Search(
-        ArmConfig(
-            (),
-            loaded.lm.identity.hidden_size,
-            summary=head.summary,
-            output=head.output,
-            label_noise=head.label_noise,
-        ),
+        ArmConfig((), loaded.lm.identity.hidden_size, summary=head.summary, output=head.output),
         Recipe(epochs=head.epochs, seed=head.seed),
         head.layers or default_layers(loaded.lm.identity.num_layers),
         RANKS if head.rank is None else (head.rank,),

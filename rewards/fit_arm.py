@@ -105,6 +105,8 @@ def _new_head(arm: ArmConfig, generator: torch.Generator) -> ArmHead:
     for linear in (head.state, head.summary, head.vocabulary):
         if linear is not None:
             torch.nn.init.normal_(linear.weight, std=0.1 * linear.in_features**-0.5, generator=generator)
+    if arm.summary == "mean":  # the last state stays out
+        torch.nn.init.zeros_(head.state.weight).requires_grad_(False)
     return head
 
 

@@ -12,6 +12,7 @@ from decoder.lm import CausalLM
 from rewards import artefact
 
 KINDS = {"tap_arm": "rewards.arm:TapArm"}
+FORMS = ("log_probability", "probability")
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -20,8 +21,19 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
+def split_form(reward: str | Path) -> tuple[str | Path, str | None]:
+    """Return a reward and the form asked for, from "name@probability"; a path that exists is left whole."""
+    if isinstance(reward, Path) or "@" not in reward or Path(reward).exists():
+        return reward, None
+    name, _, form = reward.rpartition("@")
+    if form not in FORMS:
+        raise UserError(f"reward {reward!r}: {form!r} is no form of a reward: choose {' or '.join(FORMS)}")
+    return name, form
+
+
 def find(reward: str | Path) -> Path:
     """Return the directory of a shipped name or a path. Raises UserError with the nearest names."""
+    reward = split_form(reward)[0]
     path = Path(reward)
     if path.is_dir():
         return path
@@ -37,11 +49,14 @@ def find(reward: str | Path) -> Path:
 
 
 def load_reward(reward: str | Path | TokenReward, lm: CausalLM) -> TokenReward:
-    """Return a reward ready for this generator: by shipped name, directory, or the object itself."""
+    """Return a reward ready for this generator: by shipped name, directory, or the object itself.
+
+    "name@probability" and "name@log_probability" ask for that form instead of the declared one.
+    """
     if not isinstance(reward, str | Path):
         return reward
-    directory = find(reward)
-    loaded: TokenReward = _class_of(directory).from_pretrained(directory, lm)
+    directory, form = find(reward), split_form(reward)[1]
+    loaded: TokenReward = _class_of(directory).from_pretrained(directory, lm, form)
     return loaded
 
 

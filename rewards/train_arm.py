@@ -41,21 +41,15 @@ Layers = Annotated[
 Rank = Annotated[int | None, typer.Option(min=1, help="Default: 16 or 64, chosen.")]
 WeightDecay = Annotated[float | None, typer.Option(min=0, help="Default: 1 or 10, chosen.")]
 Summary = Annotated[
-    Literal["text", "generated", "none"],
+    Literal["text", "generated", "none", "mean"],
     typer.Option(
         help="Running mean of the states over the whole text, over the generated part (works where an "
-        "engine skips cached prompts), or none."
+        "engine skips cached prompts), or none; mean is that over the text without the last state."
     ),
 ]
 OutputForm = Annotated[
     Literal["log_probability", "probability"],
     typer.Option(help="r is log P(attribute), or P(attribute) as in the papers."),
-]
-LabelNoise = Annotated[
-    float,
-    typer.Option(
-        min=0, max=0.49, help="Share of wrong labels to reckon with; a hopeless text then pulls less."
-    ),
 ]
 Epochs = Annotated[int, typer.Option(min=1)]
 MaxLength = Annotated[int, typer.Option(min=2, help="Tokens read of a text.")]
@@ -87,7 +81,6 @@ def train_arm(
     weight_decay: WeightDecay = None,
     summary: Summary = "text",
     output_form: OutputForm = "log_probability",
-    label_noise: LabelNoise = 0.0,
     epochs: Epochs = 6,
     max_length: MaxLength = 256,
     seed: Seed = 0,
@@ -116,7 +109,7 @@ def train_arm(
     # torch takes seconds to import; neither --help nor a mistake in the data must wait for it
     from rewards.arm_run import HeadOptions, ModelOptions, train_and_save
 
-    head = HeadOptions(taps, rank, weight_decay, summary, output_form, label_noise, epochs, max_length, seed)
+    head = HeadOptions(taps, rank, weight_decay, summary, output_form, epochs, max_length, seed)
     generator = ModelOptions(model, dtype, device, revision, trust_remote_code)
     train_and_save(material, head, generator, output, places=places, cache=cache)
 

@@ -29,11 +29,10 @@ def random_head(
     *,
     summary: Summary = "text",
     output: Output = "log_probability",
-    label_noise: float = 0.0,
     seed: int = 0,
 ) -> ArmHead:
     """Return an ARM head whose log-odds are of size 1 to 10, so that it does move the choice of tokens."""
-    head = ArmHead(ArmConfig(layers, hidden, rank=4, summary=summary, output=output, label_noise=label_noise))
+    head = ArmHead(ArmConfig(layers, hidden, rank=4, summary=summary, output=output))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in head.parameters():

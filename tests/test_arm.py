@@ -139,20 +139,20 @@ def test_opposite_is_the_other_event(lm: CausalLM) -> None:
     assert isinstance(arm, TokenReward)
 
 
-def test_label_noise_is_a_judge_that_errs(tmp_path: Path, lm: CausalLM) -> None:
-    """r is the log-probability of being labelled so: noise + (1 - 2 noise) P, for either attribute."""
-    log_odds = torch.linspace(-30, 30, 61, dtype=torch.float64)
-    arm = tiny_arm(lm, label_noise=0.2)
-    labelled = arm.to_reward(log_odds).exp()
-    torch.testing.assert_close(labelled, 0.8 * log_odds.sigmoid() + 0.2 * (-log_odds).sigmoid())
-    torch.testing.assert_close(labelled + arm.opposite().to_reward(log_odds).exp(), torch.ones_like(log_odds))
-    loaded = load_reward(save_arm(tmp_path / "a", lm.model, tiny_tokenizer(), label_noise=0.2), lm)
-    assert isinstance(loaded, TapArm)
-    assert loaded.head.config.label_noise == 0.2
-    config = json.loads((tmp_path / "a/config.json").read_text())
-    (tmp_path / "a/config.json").write_text(json.dumps({**config, "label_noise": 0.5}))
-    with pytest.raises(UserError, match=r"label_noise 0\.5 is not in \[0, 0\.5\)"):
-        load_reward(tmp_path / "a", lm)
+def test_either_output_may_be_asked_for(tmp_path: Path, lm: CausalLM) -> None:
+    """NAME@OUTPUT reads the same weights in the other form, and counts as another reward."""
+    saved = save_arm(tmp_path / "a", lm.model, tiny_tokenizer())
+    declared, asked = load_reward(saved, lm), load_reward(f"{saved}@probability", lm)
+    logs = score_path(lm, declared, [TEXTS[0]], [TEXTS[1]])[0]
+    assert score_path(lm, asked, [TEXTS[0]], [TEXTS[1]])[0] == pytest.approx([math.exp(r) for r in logs])
+    assert declared.digest != asked.digest
+    with pytest.raises(
+        UserError, match="'odds' is no form of a reward: choose log_probability or"
+    ):
+        load_reward(f"{saved}@odds", lm)
+    (tmp_path / "b@home").mkdir()
+    with pytest.raises(UserError, match="b@home"):  # a folder of that name is the folder
+        load_reward(tmp_path / "b@home", lm)
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=8))

@@ -36,12 +36,21 @@ def test_labels_are_the_reward_of_the_end(tiny_dir: Path, tmp_path: Path, output
     assert max(found) - min(found) > 0.01
 
 
+def test_a_temperature_divides_the_log_odds(tiny_dir: Path, tmp_path: Path) -> None:
+    loaded = load_model(str(tiny_dir), dtype="float32")
+    save_arm(tmp_path / "t", tiny_llama(), tiny_tokenizer())
+    plain, sharp = (torch.tensor(probabilities(loaded, str(tmp_path / "t"), TEXTS, t)) for t in (1.0, 0.5))
+    torch.testing.assert_close(sharp.logit(), 2 * plain.logit(), rtol=1e-3, atol=1e-3)
+
+
 def test_the_command_writes_what_training_reads(tiny_dir: Path, tmp_path: Path) -> None:
     """Prompt and continuation as one text; empty ones are left out."""
     save_arm(tmp_path / "t", tiny_llama(), tiny_tokenizer())
     row = {"prompt": {"text": "The kettle"}, "generations": [{"text": " sang"}, {"text": " fell"}]}
     (tmp_path / "g.jsonl").write_text(json.dumps(row) + '\n{"prompt": "", "generations": [""]}\n')
-    label([str(tmp_path / "g.jsonl")], str(tmp_path / "t"), tmp_path / "out.jsonl", "kind", str(tiny_dir))
+    label(
+        [str(tmp_path / "g.jsonl")], str(tmp_path / "t"), tmp_path / "out.jsonl", "kind", 1.0, str(tiny_dir)
+    )
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == ["The kettle sang", "The kettle fell"]
     assert all(0 < line["kind"] < 1 for line in lines)
