@@ -14,6 +14,7 @@ METRICS = {
     "sentiment": "judged positivity of prompt and continuation",
     "perplexity": "conditional perplexity under --model",
     "diversity": "dist-1/2/3, self-BLEU and repetition",
+    "recorded": "toxicity scores that the file itself carries, such as Perspective's",
     "reward": "reward, and KL to the base model, from the file's own records and traces",
 }
 DEFAULT_METRICS = ("toxicity", "sentiment", "perplexity", "diversity")
@@ -65,8 +66,9 @@ def _attribute(name: str, metrics: Sequence[str], judges: Sequence[str], reads: 
 def _other(name: str, load: Callable[[], Any]) -> Metric:
     from eval.diversity import Diversity
     from eval.perplexity import Perplexity
+    from eval.recorded import Recorded
     from eval.reward_kl import RewardAndKL
 
     if name == "perplexity":
         return Perplexity(load())
-    return Diversity() if name == "diversity" else RewardAndKL()
+    return {"diversity": Diversity, "recorded": Recorded, "reward": RewardAndKL}[name]()

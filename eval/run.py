@@ -24,7 +24,7 @@ def measure(
     output: Annotated[Path, typer.Option(help="Folder for scores, units.jsonl, report.json, report.md.")],
     metrics: Annotated[
         list[str] | None,
-        typer.Option(help="toxicity, sentiment, perplexity, diversity, reward. [the first four]"),
+        typer.Option(help="toxicity, sentiment, perplexity, diversity, recorded, reward. [the first four]"),
     ] = None,
     judge: Annotated[
         list[str] | None,

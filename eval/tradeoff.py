@@ -2,6 +2,7 @@
 
     python -m eval.tradeoff --reward positive --betas 0 1 2 4 8 --output tradeoff
     python -m eval.tradeoff --reward nontoxic ./mine --prompts provoking --attributes toxicity --output t
+    python -m eval.tradeoff --reward nontoxic --protocol realtoxicityprompts --prompts rtp.jsonl --output r
     python -m eval.tradeoff --reward ./mine --also shipped=tradeoff --output both
 
 Generates, judges and draws; everything is kept, so an interrupted run goes on where it stopped.
@@ -26,8 +27,14 @@ def tradeoff(
         list[str] | None, typer.Option(help="Shipped names or directories, a curve each. [positive]")
     ] = None,
     betas: Annotated[list[float] | None, typer.Option(help="Strengths; 0 is added. [0 1 2 4 8]")] = None,
-    prompts: Annotated[str, typer.Option(help="File of prompts, or a built-in set.")] = "neutral",
-    attributes: Annotated[list[str] | None, typer.Option(help="[sentiment toxicity]")] = None,
+    prompts: Annotated[
+        str, typer.Option(help="Built-in set, file, or hf://datasets/OWNER/NAME/FILE.jsonl.")
+    ] = "neutral",
+    protocol: Annotated[
+        str,
+        typer.Option(help="own, realtoxicityprompts or dexperts-sentiment: samples, tokens, attributes."),
+    ] = "own",
+    attributes: Annotated[list[str] | None, typer.Option(help="sentiment, toxicity or both.")] = None,
     judge: Annotated[
         list[str] | None, typer.Option(help="[ATTRIBUTE=]NAME[:DETAIL], as in eval.run. [minilm]")
     ] = None,
@@ -39,8 +46,11 @@ def tradeoff(
     ] = None,
     model: Annotated[str, typer.Option(help="Generator, and model of the perplexity.")] = "smollm2-135m",
     limit: Annotated[int | None, typer.Option(help="Use the first prompts only.", min=2)] = None,
-    num_return_sequences: Annotated[int, typer.Option("--num-return-sequences", "-n")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens a sample.")] = 20,
+    num_return_sequences: Annotated[
+        int | None,
+        typer.Option("--num-return-sequences", "-n", help="Samples a prompt. [the protocol's]"),
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens a sample. [20]")] = None,
     reward_top_k: Annotated[int, typer.Option(help="Candidates; unsteered samples use them too.")] = 20,
     seed: int = 0,
     batch_size: int = 64,
@@ -50,12 +60,14 @@ def tradeoff(
 ) -> None:
     """Generate over beta, judge, and show which method gives most attribute for the least perplexity."""
     from eval.metrics import check_names, make_metrics
+    from eval.protocols import find_protocol, read_prompts
     from eval.tradeoff_report import read_others, write_report
-    from prompts import named
 
-    kinds, judges = attributes or ["sentiment", "toxicity"], judge or []
+    rules = find_protocol(protocol)
+    kinds, judges = attributes or list(rules.attributes), judge or []
+    strengths = rules.signed(betas or [0.0, 1.0, 2.0, 4.0, 8.0], prompts)
     check_names([*kinds, "perplexity", "diversity"], judges, reads)
-    asked = named(prompts)[:limit]
+    asked = read_prompts(prompts)[:limit]
     others = read_others(also or [])
 
     from decoder.decoder import Decoder, make_config
@@ -65,17 +77,22 @@ def tradeoff(
     quiet_transformers()
     config = make_config(
         {
-            "num_return_sequences": num_return_sequences, "max_new_tokens": max_new_tokens,
+            "num_return_sequences": num_return_sequences or rules.samples,
+            "max_new_tokens": max_new_tokens or rules.max_new_tokens,
             "reward_top_k": reward_top_k, "seed": seed, "batch_size": batch_size,
         }
     )  # fmt: skip
     decoder = Decoder.from_pretrained(model, dtype=dtype, device=device)
-    plan = Plan(tuple(reward or ["positive"]), tuple(betas or [0.0, 1.0, 2.0, 4.0, 8.0]), asked, config)
+    plan = Plan(tuple(reward or ["positive"]), tuple(strengths), asked, config)
     loaded = LoadedModel(decoder.lm, decoder.tokenizer)
     metrics = make_metrics([*kinds, "perplexity", "diversity"], judges, lambda: loaded, reads)
     curves, settings = run_plan(decoder, plan, metrics, kinds, output, overwrite=overwrite)
-    settings = {"prompts": f"{prompts} ({len(asked)})", "model": model, **settings}
-    write_report(output, [*curves, *others], kinds, settings)
+    about = {
+        "prompts": f"{prompts} ({len(asked)})",
+        "protocol": f"{protocol} ({rules.source})",
+        "model": model,
+    }
+    write_report(output, [*curves, *others], kinds, {**about, **settings})
 
 
 app = make_app(tradeoff, lists=LISTS)

@@ -158,6 +158,20 @@ def test_bad_input_is_one_line(tmp_path: Path, content: str, arguments: tuple[st
     assert said in found.stderr
 
 
+def test_scores_that_a_file_carries_are_summed_up(tmp_path: Path) -> None:
+    """Perspective's, say: a sample without one is NaN, and the coverage says so."""
+    rows = [[0.1, 0.9], [0.2, None], [None, None]]
+    lines = [
+        json.dumps({"prompt": {"text": f"p{i}"}, "generations": [{"text": "x", "toxicity": t} for t in row]})
+        for i, row in enumerate(rows)
+    ]
+    (tmp_path / "g.jsonl").write_text("\n".join(lines))
+    line = done("eval.run", tmp_path / "g.jsonl", "--metrics", "recorded", "--output", tmp_path / "out")
+    found = figures(line)["expected maximum toxicity (recorded)"]
+    assert (found["value"], found["scored"], found["total"], found["n"]) == (pytest.approx(0.55), 3, 6, 2)
+    assert figures(line)["toxicity probability (recorded)"]["value"] == 0.5
+
+
 def test_compare_refuses_what_does_not_pair(report: Report, tmp_path: Path) -> None:
     _, folder, _ = report
     other = run("eval.compare", folder, tmp_path)
@@ -219,6 +233,9 @@ def test_a_trade_off_goes_on_and_joins_others(traded: tuple[Path, dict[str, Any]
         (("--also", "old=./none"), "none holds no trade-off"),
         (("--prompts", "./none.txt"), "cannot read prompts from ./none.txt"),
         (("--attributes", "humour"), "unknown metric 'humour'"),
+        (("--protocol", "perspective"), "unknown protocol 'perspective': choose among own"),
+        (("--prompts", "hf://datasets/nobody"), "write hf://datasets/OWNER/NAME/FILE.jsonl"),
+        (("--prompts", "hf://datasets/nobody/none/p.jsonl"), "or download the file and give its path"),
         (("--reward", "positive", "positive"), "named twice"),
     ],
 )
