@@ -37,11 +37,16 @@ def emit(
     rows: Sequence[Mapping[str, Any]],
     checks: Mapping[str, Target],
     settings: Mapping[str, Any],
+    shown: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Print the rows and checks as tables to standard error and as one JSON line to standard output."""
+    """Print the rows and checks as tables to standard error and as one JSON line to standard output.
+
+    shown: rows for people, where those for programs are too wide to read.
+    """
     console = Console(stderr=True)
-    table = Table(*[str(key) for key in rows[0]], title=benchmark)
-    for row in rows:
+    lines = rows if shown is None else shown
+    table = Table(*[str(key) for key in lines[0]], title=benchmark)
+    for row in lines:
         table.add_row(*[_cell(value) for value in row.values()])
     console.print(table)
     found = {name: target.as_json() for name, target in checks.items()}

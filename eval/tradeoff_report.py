@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.contracts import UserError
-from eval.curves import AXES, FLUENCY, RELATIVE_TIME, Curve, curve_from_json
+from eval.curves import AXES, FLUENCY, RELATIVE_TIME, Curve, curve_from_json, estimate_text
 
 TABLE = ("positive share", "expected maximum toxicity", "toxicity probability", "perplexity", "dist3")
 
@@ -70,13 +70,25 @@ def write_report(
         draw(curves, axes, FLUENCY, folder / f"picture.{suffix}")
     page = html_report("Trade-off: attribute against perplexity", curves, axes, FLUENCY, told)
     (folder / "report.html").write_text(page, encoding="utf-8")
-    emit("tradeoff", _rows(curves), {}, {**settings, "report": str(folder / "report.html")})
+    told = {**settings, "report": str(folder / "report.html")}
+    emit("tradeoff", _rows(curves), {}, told, shown=_lines(curves))
 
 
 def _shown(curves: Sequence[Curve]) -> list[str]:
     """Return those measures of the table that were taken."""
     taken = {name for curve in curves for point in curve.points for name in point.estimates}
     return [name for name in TABLE if name in taken]
+
+
+def _lines(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Return one line a point for the terminal, intervals in brackets."""
+    shown = _shown(curves)
+    return [
+        {"reward": curve.name, "beta": f"{point.beta:g}"}
+        | {name: estimate_text(point.estimate(name)) for name in shown}
+        for curve in curves
+        for point in curve.points
+    ]
 
 
 def _rows(curves: Sequence[Curve]) -> list[dict[str, Any]]:

@@ -34,11 +34,11 @@ class Plan:
     config: DecodeConfig
 
     def __post_init__(self) -> None:
-        """Refuse rewards that would share a file."""
-        names = [safe_name(reward) for reward in self.rewards]
+        """Refuse rewards that would share a file: they are named after the last part of their path."""
+        names = [Path(reward).absolute().name for reward in self.rewards]
         for index, name in enumerate(names):
             if name in names[:index]:
-                raise UserError(f"reward {self.rewards[index]!r} is named twice: name each once")
+                raise UserError(f"two rewards are called {name!r}: name each once, or rename a folder")
 
     def strengths(self) -> list[float]:
         """Return the betas that steer, in order."""
@@ -64,8 +64,11 @@ def run_plan(
     plain = at.point("unsteered", None, 0.0)
     curves = []
     for name in weighted:
-        points = [at.point(f"{safe_name(name)}_beta{beta:g}", name, beta) for beta in plan.strengths()]
-        curves.append(Curve(name, tuple(_relative(point, plain) for point in [plain, *points])))
+        file = safe_name(weighted[name][0].name)
+        points = [at.point(f"{file}_beta{beta:g}", name, beta) for beta in plan.strengths()]
+        curves.append(
+            Curve(weighted[name][0].name, tuple(_relative(point, plain) for point in [plain, *points]))
+        )
     settings = {
         "samples a prompt": plan.config.num_return_sequences,
         "max_new_tokens": plan.config.max_new_tokens,
