@@ -146,9 +146,7 @@ def test_either_output_may_be_asked_for(tmp_path: Path, lm: CausalLM) -> None:
     logs = score_path(lm, declared, [TEXTS[0]], [TEXTS[1]])[0]
     assert score_path(lm, asked, [TEXTS[0]], [TEXTS[1]])[0] == pytest.approx([math.exp(r) for r in logs])
     assert declared.digest != asked.digest
-    with pytest.raises(
-        UserError, match="'odds' is no form of a reward: choose log_probability or"
-    ):
+    with pytest.raises(UserError, match="'odds' is no form of a reward: choose log_probability or"):
         load_reward(f"{saved}@odds", lm)
     (tmp_path / "b@home").mkdir()
     with pytest.raises(UserError, match="b@home"):  # a folder of that name is the folder
