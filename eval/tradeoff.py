@@ -12,87 +12,111 @@ report.html in the output folder is one self-contained page with example texts, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from decoder.cli import make_app, run
 
+if TYPE_CHECKING:
+    from eval.curves import Curve
+    from eval.tradeoff_run import Plan
+    from prompts.reading import Prompt
+
 LISTS = ("--reward", "--betas", "--attributes", "--judge", "--also")
 
 
+Output = Annotated[Path, typer.Option(help="Folder for samples, scores, report and picture.")]
+Reward = Annotated[
+    list[str] | None, typer.Option(help="Shipped names or directories, a curve each. [positive]")
+]
+Betas = Annotated[list[float] | None, typer.Option(help="Strengths; 0 is added. [0 1 2 4 8]")]
+Prompts = Annotated[str, typer.Option(help="Built-in set, file, or hf://datasets/OWNER/NAME/FILE.jsonl.")]
+ProtocolName = Annotated[
+    str, typer.Option(help="own, realtoxicityprompts or dexperts-sentiment: samples, tokens, attributes.")
+]
+Attributes = Annotated[list[str] | None, typer.Option(help="sentiment, toxicity or both.")]
+JudgeNames = Annotated[
+    list[str] | None, typer.Option(help="[ATTRIBUTE=]NAME[:DETAIL], as in eval.run. [minilm]")
+]
+Reads = Annotated[
+    str, typer.Option(help="What judges read, whole or continuation. [sentiment whole, toxicity not]")
+]
+Also = Annotated[
+    list[str] | None, typer.Option(help="NAME=FOLDER: draw the curves of another such folder too.")
+]
+Samples = Annotated[
+    int | None, typer.Option("--num-return-sequences", "-n", help="Samples a prompt. [the protocol's]")
+]
+Overwrite = Annotated[bool, typer.Option(help="Start over instead of going on.")]
+
+
 def tradeoff(
-    output: Annotated[Path, typer.Option(help="Folder for samples, scores, report and picture.")],
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Shipped names or directories, a curve each. [positive]")
-    ] = None,
-    betas: Annotated[list[float] | None, typer.Option(help="Strengths; 0 is added. [0 1 2 4 8]")] = None,
-    prompts: Annotated[
-        str, typer.Option(help="Built-in set, file, or hf://datasets/OWNER/NAME/FILE.jsonl.")
-    ] = "neutral",
-    protocol: Annotated[
-        str,
-        typer.Option(help="own, realtoxicityprompts or dexperts-sentiment: samples, tokens, attributes."),
-    ] = "own",
-    attributes: Annotated[list[str] | None, typer.Option(help="sentiment, toxicity or both.")] = None,
-    judge: Annotated[
-        list[str] | None, typer.Option(help="[ATTRIBUTE=]NAME[:DETAIL], as in eval.run. [minilm]")
-    ] = None,
-    reads: Annotated[
-        str, typer.Option(help="What judges read, whole or continuation. [sentiment whole, toxicity not]")
-    ] = "",
-    also: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER: draw the curves of another such folder too.")
-    ] = None,
+    output: Output,
+    reward: Reward = None,
+    betas: Betas = None,
+    prompts: Prompts = "neutral",
+    protocol: ProtocolName = "own",
+    attributes: Attributes = None,
+    judge: JudgeNames = None,
+    reads: Reads = "",
+    also: Also = None,
     model: Annotated[str, typer.Option(help="Generator, and model of the perplexity.")] = "smollm2-135m",
     limit: Annotated[int | None, typer.Option(help="Use the first prompts only.", min=2)] = None,
-    num_return_sequences: Annotated[
-        int | None,
-        typer.Option("--num-return-sequences", "-n", help="Samples a prompt. [the protocol's]"),
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens a sample. [20]")] = None,
+    num_return_sequences: Samples = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens a sample. [the protocol's]")] = None,
     reward_top_k: Annotated[int, typer.Option(help="Candidates; unsteered samples use them too.")] = 20,
     seed: int = 0,
     batch_size: int = 64,
-    overwrite: Annotated[bool, typer.Option(help="Start over instead of going on.")] = False,
+    overwrite: Overwrite = False,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Generate over beta, judge, and show which method gives most attribute for the least perplexity."""
-    from eval.metrics import check_names, make_metrics
+    from eval.metrics import check_names
     from eval.protocols import find_protocol, read_prompts
     from eval.tradeoff_report import read_others, write_report
 
     rules = find_protocol(protocol)
-    kinds, judges = attributes or list(rules.attributes), judge or []
-    strengths = rules.signed(betas or [0.0, 1.0, 2.0, 4.0, 8.0], prompts)
-    check_names([*kinds, "perplexity", "diversity"], judges, reads)
-    asked = read_prompts(prompts)[:limit]
-    others = read_others(also or [])
+    kinds, strengths = attributes or list(rules.attributes), betas or [0.0, 1.0, 2.0, 4.0, 8.0]
+    check_names([*kinds, "perplexity", "diversity"], judge or [], reads)
+    asked, others = read_prompts(prompts)[:limit], read_others(also or [])
+    numbers = {
+        "num_return_sequences": num_return_sequences or rules.samples, "reward_top_k": reward_top_k,
+        "max_new_tokens": max_new_tokens or rules.max_new_tokens, "seed": seed, "batch_size": batch_size,
+    }  # fmt: skip
+    plan = make_plan(reward or ["positive"], rules.signed(strengths, prompts), asked, numbers)
+    curves, settings = trade(plan, model, dtype, device, kinds, judge or [], reads, output, overwrite)
+    about = {"prompts": f"{prompts} ({len(asked)})", "protocol": protocol, "model": model}
+    write_report(output, [*curves, *others], kinds, {**about, **settings})
 
-    from decoder.decoder import Decoder, make_config
+
+def make_plan(rewards: list[str], betas: list[float], prompts: list[Prompt], numbers: dict[str, int]) -> Plan:
+    """Return what is to be generated; a wrong name or number is found before a model is loaded."""
+    from decoder.decoder import make_config
+    from eval.tradeoff_run import Plan
+    from rewards.load import find
+
+    for name in rewards:
+        find(name)
+    return Plan(tuple(rewards), tuple(betas), prompts, make_config(numbers))
+
+
+def trade(
+    plan: Plan, model: str, dtype: str, device: str, kinds: list[str], judges: list[str], reads: str,
+    output: Path, overwrite: bool,
+) -> tuple[list[Curve], dict[str, Any]]:  # fmt: skip
+    """Return the curves and the settings, with one model for both generating and perplexity."""
+    from decoder.decoder import Decoder
     from decoder.models import LoadedModel, quiet_transformers
-    from eval.tradeoff_run import Plan, run_plan
+    from eval.metrics import make_metrics
+    from eval.tradeoff_run import run_plan
 
     quiet_transformers()
-    config = make_config(
-        {
-            "num_return_sequences": num_return_sequences or rules.samples,
-            "max_new_tokens": max_new_tokens or rules.max_new_tokens,
-            "reward_top_k": reward_top_k, "seed": seed, "batch_size": batch_size,
-        }
-    )  # fmt: skip
     decoder = Decoder.from_pretrained(model, dtype=dtype, device=device)
-    plan = Plan(tuple(reward or ["positive"]), tuple(strengths), asked, config)
     loaded = LoadedModel(decoder.lm, decoder.tokenizer)
     metrics = make_metrics([*kinds, "perplexity", "diversity"], judges, lambda: loaded, reads)
-    curves, settings = run_plan(decoder, plan, metrics, kinds, output, overwrite=overwrite)
-    about = {
-        "prompts": f"{prompts} ({len(asked)})",
-        "protocol": f"{protocol} ({rules.source})",
-        "model": model,
-    }
-    write_report(output, [*curves, *others], kinds, {**about, **settings})
+    return run_plan(decoder, plan, metrics, kinds, output, overwrite=overwrite)
 
 
 app = make_app(tradeoff, lists=LISTS)
