@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from decoder.sampling import SamplingConfig
 from eval.bench_decode import Timing, bench_decode, run_generate, run_loop, take_turns
 from eval.bench_steer import bench_steer, sample
 from eval.report import Target, emit
-from eval.stats import Estimate, bootstrap, paired_difference
+from eval.stats import STATISTICS, Estimate, bootstrap, expected_best_of, paired_difference
 from prompts import builtin
 from tests.heads import as_lm, save_arm, tiny_arm
 from tests.source import ROOT
@@ -86,6 +87,55 @@ def test_pairs_are_compared_pair_by_pair() -> None:
     found = paired_difference(before + gain, before)
     assert found.value == pytest.approx(gain.mean())
     assert 0.5 < found.low < found.value < found.high < 0.6
+
+
+def test_the_p_of_a_difference_is_the_t_test_s() -> None:
+    """Against scipy's paired t test, for differences of every size; 1 where nothing differs."""
+    stats = pytest.importorskip("scipy.stats")
+    before, noise = numbers(200), numbers(200, seed=1) - 3.0
+    for shift in (0.0, 0.1, 0.2, 0.3, 0.5):
+        after = before + shift + noise
+        expected = stats.ttest_rel(after, before).pvalue
+        assert paired_difference(after, before).p == pytest.approx(expected, abs=0.03)
+    assert paired_difference(before, before).p == 1.0
+    with pytest.raises(ValueError, match="do not pair"):
+        paired_difference(before, before[1:])
+
+
+def test_a_ratio_is_resampled_as_a_ratio() -> None:
+    """Perplexity from sums: the figure is exact, and pairing keeps what both share out of the interval."""
+    tokens = np.random.default_rng(0).integers(5, 40, 300).astype(float)
+    units = np.stack([2.0 * tokens + numbers(300), tokens], axis=1)
+    found = bootstrap(units, STATISTICS["exp_ratio"])
+    assert found.value == pytest.approx(math.exp(units[:, 0].sum() / tokens.sum()))
+    worse = units + [[0.1, 0.0]] * tokens[:, None] ** np.array([[1.0, 0.0]])
+    paired = paired_difference(worse, units, STATISTICS["exp_ratio"])
+    assert paired.value == pytest.approx(found.value * (math.exp(0.1) - 1))
+    assert paired.high - paired.low < found.high - found.low
+    assert paired.p < 0.001
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_expected_best_of_n_is_the_mean_over_all_subsets(ties: bool) -> None:
+    """Against every subset in turn; a tie counts the tied ones alike."""
+    draw = np.random.default_rng(0)
+    proxy = draw.integers(0, 3, 8).astype(float) if ties else draw.normal(size=8)
+    gold = draw.normal(size=8)
+    for n in range(1, 9):
+        best = [
+            gold[list(chosen)][proxy[list(chosen)] == proxy[list(chosen)].max()].mean()
+            for chosen in combinations(range(8), n)
+        ]
+        assert expected_best_of(proxy, gold, n) == pytest.approx(np.mean(best))
+    for n in (0, 9):
+        with pytest.raises(ValueError, match=f"best of {n}"):
+            expected_best_of(proxy, gold, n)
+
+
+def test_expected_best_of_many_uniform_samples() -> None:
+    """The mean of the highest of n among N evenly spread scores is n (N + 1) / ((n + 1) N)."""
+    scores = np.arange(1, 2001) / 2000
+    assert expected_best_of(scores, scores, 25) == pytest.approx(25 * 2001 / (26 * 2000))
 
 
 def test_an_estimate_is_reproducible_and_needs_units() -> None:
