@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decoder.contracts import UserError
+from prompts.lines import parse_line, shown
 from prompts.reading import from_value
 
 TEXTS = ("text", "completion", "response", "output", "generation", "generated_text", "continuation")
@@ -58,7 +59,7 @@ class Row:
 
 def parsed(line: str, where: str) -> dict[str, Any]:
     """Return the JSON object of a line; anything else is a `UserError`."""
-    record = _loaded(line, where)
+    record = parse_line(line, where, FORMS)
     if not isinstance(record, dict):
         raise UserError(f"{where}: a line must be an object, not {shown(record)}; {FORMS}")
     return record
@@ -93,24 +94,6 @@ def row_of(record: Mapping[str, Any], layout: Layout, where: str) -> Row:
     else:  # the line is the sample's own object
         samples = [(_text(record[layout.key], f'"{layout.key}"', where), record)]
     return Row(_id(record, IDS, where), prompt, *_columns(samples), where, joins=layout.form == "sample")
-
-
-def shown(value: object) -> str:
-    """Return the value as a reader can recognise it, on one line of at most 60 characters."""
-    text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _loaded(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: broken JSON ({error.msg} at column {error.colno}): {shown(line)}; "
-            "write one whole JSON object a line"
-        ) from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{where}: JSON nested too deeply or with too long a number; {FORMS}") from None
 
 
 def _only(record: Mapping[str, Any], keys: Iterable[str], where: str) -> str:
@@ -233,4 +216,4 @@ def _request(request: object, where: str) -> list[Any]:
 def _context(context: object, where: str) -> str:
     """Return the context as text; a chat sent to an API is logged as [JSON of its messages]."""
     is_chat = isinstance(context, list) and len(context) == 1 and isinstance(context[0], str)
-    return _prompt_text(_loaded(context[0], where) if is_chat else context, where)  # type: ignore[index]
+    return _prompt_text(parse_line(context[0], where, FORMS) if is_chat else context, where)  # type: ignore[index]

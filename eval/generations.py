@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from decoder.contracts import UserError
-from eval.formats import FORMS, Layout, Row, layout_of, parsed, row_of, shown
+from eval.formats import FORMS, Layout, Row, layout_of, parsed, row_of
+from prompts.lines import decode_line, open_input, shown
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -60,7 +59,7 @@ def read_generations(path: Path | str) -> list[PromptSamples]:
     """
     name = "standard input" if str(path) == "-" else str(path)
     try:
-        with _open(path) as stream:
+        with open_input(path) as stream:
             prompts = _prompts(_rows(stream, name))
     except OSError as error:
         reason = error.strerror or error
@@ -68,15 +67,6 @@ def read_generations(path: Path | str) -> list[PromptSamples]:
     if not prompts:
         raise UserError(f"{name} is empty: there are no generations in it; {FORMS}")
     return prompts
-
-
-def _open(path: Path | str) -> AbstractContextManager[BinaryIO]:
-    """Open the bytes; standard input stays open afterwards."""
-    if str(path) != "-":
-        return open(path, "rb")
-    if sys.stdin is None or sys.stdin.closed:
-        raise UserError("standard input is closed; name a file instead of -")
-    return nullcontext(sys.stdin.buffer)
 
 
 def _rows(stream: BinaryIO, name: str) -> Iterator[Row]:
@@ -87,7 +77,7 @@ def _rows(stream: BinaryIO, name: str) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"{name}, line {number}"
-        record = parsed(_decoded(line.rstrip(b"\r\n"), where), where)
+        record = parsed(decode_line(line.rstrip(b"\r\n"), where), where)
         layout = layout_of(record, where)
         first = first or (layout, where)
         if layout != first[0]:
@@ -95,16 +85,6 @@ def _rows(stream: BinaryIO, name: str) -> Iterator[Row]:
                 f"{where}: mixed formats: {layout} here, {first[0]} at {first[1]}; split the file"
             )
         yield row_of(record, layout, where)
-
-
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: invalid UTF-8, byte 0x{line[error.start]:02x} at offset {error.start} of the line; "
-            "save the file as UTF-8"
-        ) from None
 
 
 def _prompts(rows: Iterable[Row]) -> list[PromptSamples]:

@@ -6,15 +6,13 @@ on line 7 is found before a model is loaded.
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from decoder.contracts import UserError
+from prompts.lines import decode_line, open_input, parse_line, shown
 
 MAX_LINE_BYTES = 1_000_000
 FORMS = (
@@ -67,7 +65,7 @@ def read(path: Path | str) -> list[Prompt]:
     name = "standard input" if str(path) == "-" else str(path)
     as_json = True if Path(path).suffix.lower() in (".jsonl", ".json") else None
     try:
-        with _open(path) as stream:
+        with open_input(path) as stream:
             found = _unique(_prompts(_lines(stream, name), name, as_json))
     except OSError as error:
         reason = error.strerror or error
@@ -86,16 +84,7 @@ def from_value(value: object, *, prompt_id: str, source: str) -> Prompt:
         return Prompt(id=prompt_id, text=_checked_text(text, source), source=source)
     if isinstance(messages, list | tuple):
         return Prompt(id=prompt_id, messages=_checked_messages(messages, source), source=source)
-    raise UserError(f"{source}: this is no prompt: {_shown(value)}; {FORMS}")
-
-
-def _open(path: Path | str) -> AbstractContextManager[BinaryIO]:
-    """Open the bytes; standard input stays open afterwards."""
-    if str(path) != "-":
-        return open(path, "rb")
-    if sys.stdin is None or sys.stdin.closed:
-        raise UserError("standard input is closed; name a file instead of -")
-    return nullcontext(sys.stdin.buffer)
+    raise UserError(f"{source}: this is no prompt: {shown(value)}; {FORMS}")
 
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
@@ -107,18 +96,8 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
         raw = raw.removesuffix(b"\n").removesuffix(b"\r")
         if len(raw) > MAX_LINE_BYTES:
             raise UserError(f"{where}: more than {MAX_LINE_BYTES} bytes; shorten it or split it")
-        text = _decoded(raw, where)
+        text = decode_line(raw, where)
         yield number, text.removeprefix(_BOM) if number == 1 else text
-
-
-def _decoded(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: invalid UTF-8, byte 0x{raw[error.start]:02x} at offset {error.start} of the line; "
-            "save the file as UTF-8"
-        ) from None
 
 
 def _prompts(lines: Iterable[tuple[int, str]], name: str, as_json: bool | None) -> Iterator[Prompt]:
@@ -140,27 +119,15 @@ def _prompts(lines: Iterable[tuple[int, str]], name: str, as_json: bool | None) 
 
 
 def _from_json(line: str, default_id: str, where: str) -> Prompt:
-    record = _parsed(line, where)
+    record = parse_line(line, where, FORMS)
     if not isinstance(record, dict):
-        raise UserError(f"{where}: a prompt must be an object, not {_shown(record)}; {FORMS}")
+        raise UserError(f"{where}: a prompt must be an object, not {shown(record)}; {FORMS}")
     present = [key for key in ("prompt", "messages") if key in record]
     if len(present) != 1:
-        seen = "both" if present else f"neither, only the keys {_shown(list(record))}"
+        seen = "both" if present else f"neither, only the keys {shown(list(record))}"
         raise UserError(f'{where}: expected one of "prompt" and "messages", found {seen}; {FORMS}')
     value = record["prompt"] if "prompt" in record else {"messages": record["messages"]}
     return from_value(value, prompt_id=_id_of(record, default_id, where), source=where)
-
-
-def _parsed(line: str, where: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}: broken JSON ({error.msg} at column {error.colno}): {_shown(line)}; "
-            "write one whole JSON object a line"
-        ) from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{where}: JSON nested too deeply or with too long a number; {FORMS}") from None
 
 
 def _id_of(record: Mapping[str, object], default: str, where: str) -> str:
@@ -169,7 +136,7 @@ def _id_of(record: Mapping[str, object], default: str, where: str) -> str:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise UserError(f'{where}: "{key}" must be a string, not {_shown(value)}; put it in quotes')
+            raise UserError(f'{where}: "{key}" must be a string, not {shown(value)}; put it in quotes')
         return _checked_text(str(value), where, what=f'"{key}"')
     return default
 
@@ -184,10 +151,10 @@ def _checked_messages(messages: Sequence[object], where: str) -> tuple[dict[str,
 
 def _checked_message(message: object, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise UserError(f"{where}: a message must be an object, not {_shown(message)}; {FORMS}")
+        raise UserError(f"{where}: a message must be an object, not {shown(message)}; {FORMS}")
     for key in ("role", "content"):
         if not isinstance(message.get(key), str):
-            raise UserError(f'{where}: "{key}" must be a string, not {_shown(message.get(key))}; {FORMS}')
+            raise UserError(f'{where}: "{key}" must be a string, not {shown(message.get(key))}; {FORMS}')
     _checked_text(message["role"], where, what='"role"')
     _encodable(message["content"], where)
     return dict(message)
@@ -214,14 +181,8 @@ def _unique(prompts: Iterable[Prompt]) -> list[Prompt]:
     for prompt in prompts:
         if prompt.id in first:
             raise UserError(
-                f"{prompt.source}: the id {_shown(prompt.id)} was used before, at {first[prompt.id].source}; "
+                f"{prompt.source}: the id {shown(prompt.id)} was used before, at {first[prompt.id].source}; "
                 "make the ids unique or leave them out"
             )
         first[prompt.id] = prompt
     return list(first.values())
-
-
-def _shown(value: object) -> str:
-    """Return the value as a reader can recognise it, on one line of at most 60 characters."""
-    text = ascii(value) if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
