@@ -292,15 +292,16 @@ def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     assert "cannot write" in refusal(work, tmp_path)
 
 
-def test_the_digest_sees_ids_prompts_texts_and_their_bounds() -> None:
+def test_the_digest_sees_ids_prompts_texts_records_and_their_bounds() -> None:
     base = PromptSamples("a", "b", ("c", "d"), ({}, {}))
     others = [
         [PromptSamples("x", "b", ("c", "d"), ({}, {}))],
         [PromptSamples("a", "x", ("c", "d"), ({}, {}))],
         [PromptSamples("a", "b", ("d", "c"), ({}, {}))],
         [PromptSamples("a", "b", ("cd",), ({},))],
+        [PromptSamples("a", "b", ("c", "d"), ({"x": 1}, {}))],
         [base, base],
         [],
     ]
-    assert len({digest([base]), *map(digest, others)}) == 7
-    assert digest([base]) == digest([PromptSamples("a", "b", ("c", "d"), ({"x": 1}, {}), source="elsewhere")])
+    assert len({digest([base]), *map(digest, others)}) == 8
+    assert digest([base]) == digest([PromptSamples("a", "b", ("c", "d"), ({}, {}), source="elsewhere")])
