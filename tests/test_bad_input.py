@@ -258,8 +258,8 @@ def test_disk_full_keeps_what_is_finished(tiny_dir: Path, head: Path, tmp_path: 
 
 def test_interrupt_keeps_what_is_finished(tiny_dir: Path, head: Path, tmp_path: Path) -> None:
     """Ctrl-C ends with one line and exit code 130; the file holds whole lines and can be resumed."""
-    prompts = tmp_path / "p.txt"  # so many that a busy machine is not done before it is told to stop
-    prompts.write_text("".join(f"Prompt number {i}\n" for i in range(20_000)))
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("".join(f"Prompt number {i}\n" for i in range(4000)))
     output = tmp_path / "g.jsonl"
     given = (
         "--prompts",
@@ -273,7 +273,11 @@ def test_interrupt_keeps_what_is_finished(tiny_dir: Path, head: Path, tmp_path: 
         "--output",
         output,
     )
-    process = subprocess.Popen(command(*given), cwd=REPO, stderr=subprocess.PIPE)
+
+    def hear() -> None:  # a test run in the background has inherited deafness to Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(command(*given), cwd=REPO, stderr=subprocess.PIPE, preexec_fn=hear)
     deadline = time.monotonic() + 90
     while not (output.exists() and output.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -283,5 +287,5 @@ def test_interrupt_keeps_what_is_finished(tiny_dir: Path, head: Path, tmp_path: 
     assert b"Traceback" not in error
     assert b"interrupted" in error
     lines = output.read_bytes().splitlines(keepends=True)
-    assert 0 < len(lines) < 20_000
+    assert 0 < len(lines) < 4000
     assert all(json.loads(line)["generations"] for line in lines)
