@@ -13,16 +13,17 @@ import numpy as np
 from decoder.records import about as about_run
 from decoder.terminal import progress
 from eval.generations import PromptSamples
-from eval.metric import Measure, Metric
+from eval.metric import Measure, Metric, Record
 from eval.score_store import digest, score_metric
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured. measures: metric name -> its figures; about: metric name -> judge, version, ..."""
+    """What was measured, by metric name: each prompt's records, the figures, and judge, version and so on."""
 
     prompts: Sequence[PromptSamples]
     digest: str
+    scores: Mapping[str, Sequence[Sequence[Record]]]
     measures: Mapping[str, list[Measure]]
     about: Mapping[str, Mapping[str, Any]]
 
@@ -40,16 +41,17 @@ def evaluate(
     (then UserError, with the difference).
     """
     key = digest(prompts)
-    measures: dict[str, list[Measure]] = {}
+    scores: dict[str, list[list[Record]]] = {}
     total = sum(len(prompt.texts) for prompt in prompts)
     for metric in metrics:
         with progress(f"scoring {metric.name}", total) as advance:
-            scores = score_metric(
+            scores[metric.name] = score_metric(
                 metric, prompts, folder / f"{metric.name}.jsonl", generations_digest=key,
                 advance=advance, resume=resume,
             )  # fmt: skip
-        measures[metric.name] = metric.measures(scores)
-    done = Evaluation(prompts, key, measures, {metric.name: dict(metric.about) for metric in metrics})
+    measures = {metric.name: metric.measures(scores[metric.name]) for metric in metrics}
+    about = {metric.name: dict(metric.about) for metric in metrics}
+    done = Evaluation(prompts, key, scores, measures, about)
     write_units(folder / "units.jsonl", done)
     report = json.dumps(to_json(done), ensure_ascii=False, indent=2, allow_nan=False)
     (folder / "report.json").write_text(report + "\n", encoding="utf-8")

@@ -14,9 +14,8 @@ from decoder.decoder import DecodeConfig, Decoder
 from decoder.generate import write
 from eval.curves import AXES, RELATIVE_TIME, Curve, Example, Point, worst_first
 from eval.evaluation import Evaluation, evaluate
-from eval.generations import PromptSamples, read_generations
+from eval.generations import read_generations
 from eval.metric import Metric
-from eval.score_store import read_scores
 from prompts.reading import Prompt
 from rewards.output_folder import safe_name
 
@@ -99,7 +98,7 @@ class _Bench:
         done = evaluate(prompts, self.metrics, self.folder / name, resume=not self.overwrite)
         tokens = sum(int(record["num_tokens"]) for prompt in prompts for record in prompt.records)
         cost = {"tokens/s": tokens / seconds}
-        examples = [each for kind in self.attributes for each in self._examples(kind, name, prompts)]
+        examples = [each for kind in self.attributes for each in _examples(kind, done)]
         return Point(f"β {beta:g}" if reward else "unsteered", beta, _estimates(done), cost, tuple(examples))
 
     def _generate(self, file: Path, reward: str | None, beta: float) -> float:
@@ -119,15 +118,15 @@ class _Bench:
         (self.folder / COST).write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
         return costs[file.name]
 
-    def _examples(self, attribute: str, name: str, prompts: Sequence[PromptSamples]) -> list[Example]:
-        """Return the worst-judged samples of one point."""
-        _, scores = read_scores(self.folder / name / f"{attribute}.jsonl")
-        found = [
-            Example(prompt.prompt, text, record[attribute], AXES[attribute].measure)
-            for prompt, records in zip(prompts, scores, strict=True)
-            for text, record in zip(prompt.texts, records, strict=True)
-        ]
-        return worst_first(found, AXES[attribute].better)[:EXAMPLES]
+
+def _examples(attribute: str, done: Evaluation) -> list[Example]:
+    """Return the worst-judged samples of one point."""
+    found = [
+        Example(prompt.prompt, text, record[attribute], AXES[attribute].measure)
+        for prompt, records in zip(done.prompts, done.scores[attribute], strict=True)
+        for text, record in zip(prompt.texts, records, strict=True)
+    ]
+    return worst_first(found, AXES[attribute].better)[:EXAMPLES]
 
 
 def _estimates(done: Evaluation) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import torch
 
 from decoder.contracts import UserError
 from decoder.models import LoadedModel
-from decoder.replay import left_pad
+from decoder.replay import batches_by_length, left_pad
 from decoder.terminal import progress
 from rewards.arm import TapArm
 from rewards.load import load_reward
 
-BATCH = 64
+MAX_TOKENS = 2048  # in one pass, padding included
 
 
 @torch.inference_mode()
@@ -29,11 +29,9 @@ def probabilities(
     if not isinstance(arm, TapArm) or end is None:
         raise UserError(f"{reward} cannot label whole texts: give a tap ARM on a model with an end token")
     ids = [row[:-1] if row[-1:] == [end] else row for row in loaded.tokenizer(list(texts)).input_ids]
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     found = torch.zeros(len(ids))
     with progress("labelling", len(ids)) as advance:
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
+        for rows in batches_by_length([len(row) for row in ids], MAX_TOKENS):
             found[rows] = _end_probabilities(loaded, arm, [ids[row] for row in rows], end)
             advance(len(rows))
     return [float(value) for value in (found.logit(eps=1e-6) / temperature).sigmoid()]

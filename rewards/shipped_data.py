@@ -53,14 +53,15 @@ def shipped_data(
                 f"{folder / name} does not exist: give the folder that holds toxicity/, sst2/ and prompts/"
             )
     output.mkdir(parents=True, exist_ok=True)
-    for name, pairs in sentiment(folder).items():
+    reviews, toxic = sentiment(folder), toxicity(folder, seed)
+    for name, pairs in reviews.items():
         save(output / f"sentiment-{name}.jsonl", [{"text": t, "positive": label} for t, label in pairs])
-    for name, pairs in toxicity(folder, seed).items():
+    for name, pairs in toxic.items():
         labelled = [{"text": text, "toxic": 1 - label, "nontoxic": label} for text, label in pairs]
         save(output / f"toxicity-{name}.jsonl", labelled)
     for name, rows in split_prompts(folder).items():
         save(output / f"prompts-{name}.jsonl", rows)
-    for name, parts in (("sentiment", sentiment(folder)), ("toxicity", toxicity(folder, seed))):
+    for name, parts in (("sentiment", reviews), ("toxicity", toxic)):
         save(output / f"openings-{name}.jsonl", openings([text for text, _ in parts["reward"]]))
 
 
