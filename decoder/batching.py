@@ -16,13 +16,17 @@ class Batch:
     rows: tuple[tuple[int, int], ...]
 
 
-def plan_batches(lengths: Sequence[int], num_samples: int, batch_size: int) -> Iterator[Batch]:
+def plan_batches(
+    lengths: Sequence[int], num_samples: int, batch_size: int, *, together: bool = False
+) -> Iterator[Batch]:
     """Yield batches of at most `batch_size` rows that cover every (prompt, sample) once.
 
-    Prompts are taken in windows, in order, and sorted by length inside one. A prompt whose samples
-    exceed a batch is split. A pure function of its arguments: a resumed run decodes the same batches,
-    so its floating-point results are the same too.
+    Prompts are taken in windows, in order, and sorted by length inside one. A prompt's samples may fall
+    into two batches, unless `together`, which needs a batch_size of num_samples or more. A pure function
+    of its arguments: a resumed run decodes the same batches, so its floating-point results are the same.
     """
+    if together:
+        batch_size -= batch_size % num_samples
     size = max(1, batch_size * WINDOW // num_samples)
     for start in range(0, len(lengths), size):
         window = range(start, min(start + size, len(lengths)))

@@ -16,6 +16,7 @@ from decoder.contracts import UserError
 # name -> (module with `app`, what it does). Imported only when run, so that --help stays quick.
 COMMANDS = {
     "generate": ("decoder.generate", "Generate text steered by rewards."),
+    "best-of-n": ("decoder.best_of_n", "Draw N samples a prompt and choose the best."),
     "check": ("decoder.check", "Check a model and a reward: batching, caching, beta 0, vocabulary."),
     "train-arm": ("rewards.train_arm", "Train a steering reward from your labels."),
     "measure": ("eval.run", "Measure generations: toxicity, sentiment, perplexity, diversity."),

@@ -6,13 +6,18 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from transformers import GenerationConfig
 
 from decoder.batching import Batch, plan_batches
-from decoder.contracts import Completion, TokenEvent, TokenReward, UserError
+from decoder.best_of import BestOf, Selection
+from decoder.best_of import run as run_best_of
+from decoder.contracts import Completion, Probe, TokenEvent, TokenReward, UserError
+from decoder.dropping import DropSchedule
 from decoder.hf_backend import HFBackend, Job
+from decoder.loop import Referee
 from decoder.models import DEFAULT_MODEL, LoadedModel, load_model
 from decoder.sampling import SamplingConfig
 from decoder.tokenise import as_prompts, tokenise
@@ -24,6 +29,7 @@ from prompts.reading import Prompt
 class DecodeConfig:
     """The numbers of a call, validated on construction; names are `GenerationConfig`'s and ours.
 
+    stop: characters that end a text, such as a line break; the text is cut before them.
     Raises UserError naming the field, the value seen and what to give instead.
     """
 
@@ -32,6 +38,7 @@ class DecodeConfig:
     num_return_sequences: int = 1
     seed: int = 0
     batch_size: int = 32
+    stop: str = ""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
@@ -101,7 +108,7 @@ class Decoder:
         chat: put plain texts through the model's chat template; conversations always are.
         trace: keep every step's candidates in the completions.
         generation: max_new_tokens, do_sample, temperature, top_k, top_p, num_return_sequences, seed,
-            batch_size, reward_top_k, or generation_config=; a name given here wins over the config.
+            batch_size, stop, reward_top_k, or generation_config=; a name given here wins over the config.
         Raises UserError for anything that cannot be honoured.
         """
         config = self._configure(generation)
@@ -118,6 +125,33 @@ class Decoder:
             Generation(prompt, tuple(sorted(found, key=lambda completion: completion.sample)))
             for prompt, found in zip(texts, samples, strict=True)
         ]
+
+    def best_of_n(
+        self,
+        prompts: Any,
+        *,
+        scorer: Any = "logprob",
+        n: int = 16,
+        combine: str = "ranking",
+        reward: Rewards = None,
+        beta: float | Sequence[float] | None = None,
+        drop: DropSchedule = DropSchedule(),
+        chat: bool = False,
+        **generation: Any,
+    ) -> list[Selection]:
+        """Return a `Selection` a prompt: n samples, their scores, the best. Other arguments as in `generate`.
+
+        scorer: one or several names, directories, `Probe`s, `TokenReward`s or `TextReward`s, as in
+            `rewards.scorers`; combine: the rule for several. drop: when weak samples are given up.
+        """
+        from rewards.scorers import load_scorers
+
+        config = self._configure({"batch_size": 64, **generation, "num_return_sequences": n})
+        texts = as_prompts(prompts)
+        token_ids = self.tokenise(texts, config, chat=chat)
+        scorers = load_scorers(scorer, self.lm)
+        job = BestOf(self, texts, token_ids, self.weigh(reward, beta), config, scorers, drop)
+        return run_best_of(job, combine)
 
     def stream(
         self,
@@ -155,7 +189,8 @@ class Decoder:
         betas = [[0.0] * len(own) for _ in samples] * unsteered + [own for _ in samples]
         rows = [(0, sample) for sample in samples] * (1 + unsteered)
         numbers = config.sampling, config.max_new_tokens, config.seed
-        yield from self.backend.stream(Job([token_ids], rows, [0], rewards, *numbers, betas=betas))
+        job = Job([token_ids], rows, [0], rewards, *numbers, betas=betas, stop=config.stop)
+        yield from self.backend.stream(job)
 
     def complete(
         self,
@@ -165,21 +200,18 @@ class Decoder:
         config: DecodeConfig,
         *,
         trace: bool = False,
+        probes: Mapping[str, Probe] = MappingProxyType({}),
+        referee: Referee | None = None,
     ) -> Iterator[Completion]:
-        """Yield the completions of one planned batch, each as its row ends."""
+        """Yield the completions of one planned batch, each as its row ends, scored by the probes."""
         ids = [token_ids[prompt] for prompt in batch.prompts]
+        numbers = config.sampling, config.max_new_tokens, config.seed
         yield from self.backend.complete(
             Job(
-                ids,
-                batch.rows,
-                batch.prompts,
-                rewards,
-                config.sampling,
-                config.max_new_tokens,
-                config.seed,
-                trace,
+                ids, batch.rows, batch.prompts, rewards, *numbers, trace=trace, stop=config.stop,
+                probes=probes, referee=referee,
             )
-        )
+        )  # fmt: skip
 
     def tokenise(self, prompts: Sequence[Prompt], config: DecodeConfig, *, chat: bool) -> list[list[int]]:
         """Return each prompt's token ids. Raises UserError for a prompt that leaves no room to generate, and

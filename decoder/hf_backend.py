@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from decoder.contracts import Completion, Step, TokenEvent
+from decoder.contracts import Completion, Probe, Step, TokenEvent
 from decoder.lm import CausalLM
-from decoder.loop import Rows, decode
+from decoder.loop import Referee, Rows, decode
 from decoder.replay import left_pad
 from decoder.sampling import SamplingConfig, draw_uniforms
 from decoder.trace import trace_rows
@@ -24,7 +24,8 @@ class Job:
 
     prompt_ids: P rows of token ids. rows: B pairs (position in prompt_ids, sample index), ascending by
     prompt. prompt_numbers: P numbers that name the prompts in the completions. betas: for each row one
-    strength a reward; None takes the rewards' own.
+    strength a reward; None takes the rewards' own. stop: characters that end a text. probes: name -> what
+    scores the samples. referee: what drops rows, by the first probe.
     """
 
     prompt_ids: Sequence[Sequence[int]]
@@ -36,17 +37,29 @@ class Job:
     seed: int
     trace: bool = False
     betas: Sequence[Sequence[float]] | None = None
+    stop: str = ""
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    referee: Referee | None = None
 
 
 class HFBackend:
     """Decodes jobs on a transformers model in this process."""
 
-    provides = frozenset({"token_reward", "stream", "trace"})
+    provides = frozenset({"token_reward", "probe", "stream", "trace"})
 
     def __init__(self, lm: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
         self.lm = lm
         self.tokenizer = tokenizer
         self.stop_ids = torch.tensor(_stop_ids(lm, tokenizer), dtype=torch.long, device=lm.device)
+        self._spelt: dict[str, Tensor] = {}
+
+    def ending(self, stop: str) -> Tensor:
+        """Return the ids that end a text: the end tokens and every token with a character of `stop`."""
+        if stop not in self._spelt:
+            pieces = enumerate(self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))]))
+            found = [i for i, piece in pieces if set(piece) & set(stop)] if stop else []
+            self._spelt[stop] = torch.tensor(found, dtype=torch.long, device=self.lm.device)
+        return torch.cat([self.stop_ids, self._spelt[stop]])
 
     def steps(self, job: Job) -> Iterator[Step]:
         """Yield the job's decode steps."""
@@ -62,7 +75,10 @@ class HFBackend:
             betas.reshape(len(job.rows), len(own)).to(self.lm.device),
         )
         rewards = [reward.reward for reward in job.rewards]
-        return decode(self.lm, rows, rewards, job.sampling, stop_ids=self.stop_ids, trace=job.trace)
+        return decode(
+            self.lm, rows, rewards, job.sampling, stop_ids=self.ending(job.stop), trace=job.trace,
+            probes=[*job.probes.values()], referee=job.referee,
+        )  # fmt: skip
 
     def complete(self, job: Job) -> Iterator[Completion]:
         """Yield each row's completion as the row ends."""
@@ -75,11 +91,12 @@ class HFBackend:
             rewards[step.rows, step.index] = chosen_rewards(step)
             if job.trace:
                 trace_rows(step, [reward.name for reward in job.rewards], self.tokenizer, traces)
-            if any(step.finished):
-                numbers = step.rows.tolist()
-                for row in (n for n, end in zip(numbers, step.finished, strict=True) if end):
-                    length = step.index + 1
-                    yield self._completion(job, row, tokens[row, :length], rewards[row, :length], traces[row])
+            for i, row in ended(step):
+                length = step.index + 1
+                done = self._completion(job, row, tokens[row, :length], rewards[row, :length], traces[row])
+                scores = dict(zip(job.probes, step.probe_scores[i].tolist(), strict=True))
+                reason = done.finish_reason if step.finished[i] else "dropped"
+                yield replace(done, scores=scores, finish_reason=reason)
 
     def stream(self, job: Job) -> Iterator[TokenEvent]:
         """Yield every token of every row as it is drawn."""
@@ -88,8 +105,8 @@ class HFBackend:
         for step in self.steps(job):
             values, shifts = chosen_rewards(step).tolist(), shift(step, strengths).tolist()
             for i, (row, token) in enumerate(zip(step.rows.tolist(), step.token_ids.tolist(), strict=True)):
-                reason = self._reason(token) if step.finished[i] else None
-                text = pieces[row].add(token, last=reason is not None)
+                reason = self._reason(token, job.stop) if step.finished[i] else None
+                text = cut(pieces[row].add(token, last=reason is not None), job.stop)
                 named = {r.name: v for r, v in zip(job.rewards, values[i], strict=True)}
                 yield TokenEvent(row, step.index, token, text, named, shifts[i], reason)
 
@@ -103,16 +120,30 @@ class HFBackend:
         return Completion(
             job.prompt_numbers[prompt],
             sample,
-            to_text(self.tokenizer, ids),
+            cut(to_text(self.tokenizer, ids), job.stop),
             tuple(ids),
-            self._reason(ids[-1]),
+            self._reason(ids[-1], job.stop),
             named,
             total,
             tuple(trace) if job.trace else None,
         )
 
-    def _reason(self, last_token: int) -> str:
-        return "stop" if last_token in self.stop_ids.tolist() else "length"
+    def _reason(self, last_token: int, stop: str) -> str:
+        return "stop" if bool((self.ending(stop) == last_token).any()) else "length"
+
+
+def ended(step: Step) -> list[tuple[int, int]]:
+    """Return (place in the step, row number) of the rows that leave after this step."""
+    leaving = [end or bool(step.dropped and step.dropped[i]) for i, end in enumerate(step.finished)]
+    if not any(leaving):
+        return []
+    numbers = step.rows.tolist()
+    return [(i, numbers[i]) for i, leaves in enumerate(leaving) if leaves]
+
+
+def cut(text: str, stop: str) -> str:
+    """Return the text up to the first of the characters that end one."""
+    return text[: min((i for i in map(text.find, stop) if i >= 0), default=len(text))]
 
 
 def chosen_rewards(step: Step) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,20 @@ class LMSession:
         self._lengths = self._lengths + 1
         return self._forward(token_ids[:, None], positions, real.bool())
 
+    def read(
+        self, token_ids: Tensor, mask: Tensor, *, logits: bool
+    ) -> tuple[dict[int, Tensor], Tensor | None]:
+        """Read T more tokens a row at once, (B, T) int64, right-padded by mask (B, T) bool; the last call.
+
+        Returns the taps, layer -> (B, T, d), and the logits (B, T, V) float32 after each token where asked.
+        """
+        if self._mask is None:
+            self._mask = torch.ones(len(token_ids), self._cache.get_seq_length(), device=mask.device).long()
+        self._mask = torch.cat([self._mask, mask.long()], dim=1)
+        positions = self._lengths[:, None] + torch.arange(token_ids.shape[1], device=mask.device)
+        output = self._run(token_ids, positions, logits_to_keep=0 if logits else 1)
+        return self._taps(output), output.logits.float() if logits else None
+
     def select(self, rows: Tensor) -> None:
         """Keep the rows (B',) int64, in that order; a row may repeat."""
         self._cache.batch_select_indices(rows)
@@ -80,17 +95,24 @@ class LMSession:
             self._mask = self._mask[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Reading:
-        output = self._model(
+        output = self._run(ids, positions, logits_to_keep=1)
+        return Reading(output.logits[:, -1].float(), self._taps(output), mask)
+
+    def _run(
+        self, ids: Tensor, positions: Tensor, *, logits_to_keep: int
+    ) -> Any:  # a CausalLMOutputWithPast, all of it there
+        return self._model(
             input_ids=ids,
             attention_mask=self._mask,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=logits_to_keep,
             output_hidden_states=bool(self._layers),
             **({"position_ids": positions} if self._takes_positions else {}),
         )
-        taps = {layer: output.hidden_states[layer] for layer in self._layers}
-        return Reading(output.logits[:, -1].float(), taps, mask)
+
+    def _taps(self, output: Any) -> dict[int, Tensor]:
+        return {layer: output.hidden_states[layer] for layer in self._layers}
 
 
 def identify(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> ModelIdentity:

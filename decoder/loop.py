@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from decoder.contracts import Reading, RewardSession, Step, TokenReward, UserError
+from decoder.contracts import Drawn, Probe, ProbeSession, Reading, RewardSession, Step, TokenReward, UserError
 from decoder.lm import CausalLM, LMSession
 from decoder.sampling import SamplingConfig, add_rewards, choose, top_candidates
 
@@ -38,22 +39,38 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The tokens open to each row: ids (B, K) or None for all of them, logits (B, K), rewards (B, K, M)."""
+    """The tokens open to each row: ids (B, K) or None for all of them, logits (B, K), rewards (B, K, M).
+
+    whole: the logits (B, V) of all tokens, kept where a probe reads them.
+    """
 
     candidate_ids: Tensor | None
     logits: Tensor
     rewards: Tensor
     log_normalizer: Tensor | None
+    whole: Tensor | None = None
 
     def select(self, rows: Tensor) -> Offer:
         """Return the offer of the rows (B',) int64; a row may repeat."""
-        ids, normalizer = self.candidate_ids, self.log_normalizer
+        ids, normalizer, whole = self.candidate_ids, self.log_normalizer, self.whole
         return Offer(
             ids if ids is None else ids[rows],
             self.logits[rows],
             self.rewards[rows],
             normalizer if normalizer is None else normalizer[rows],
+            whole if whole is None else whole[rows],
         )
+
+
+class Referee(Protocol):
+    """Gives up rows while they are being drawn."""
+
+    def give_up(self, index: int, rows: Tensor, scores: Tensor, finished: Sequence[bool]) -> tuple[bool, ...]:
+        """Return which of the live rows to drop after token `index`, from their running scores (B,).
+
+        rows: (B,) int64, their numbers. finished: which have ended by themselves; those are never dropped.
+        """
+        ...
 
 
 @torch.inference_mode()
@@ -65,17 +82,21 @@ def decode(
     *,
     stop_ids: Tensor,
     trace: bool = False,
+    probes: Sequence[Probe] = (),
+    referee: Referee | None = None,
 ) -> Iterator[Step]:
-    """Yield a `Step` for every token until each row has drawn one of `stop_ids` or is full.
+    """Yield a `Step` for every token until each row has drawn one of `stop_ids`, is full, or is dropped.
 
-    Finished rows leave the batch. Raises ScoreError naming the row whose scores are NaN or infinite.
+    Rows that end leave the batch. probes score the rows while they are drawn; the referee drops rows by
+    the first probe's scores. Raises ScoreError naming the row whose scores are NaN or infinite.
     """
-    layers = tuple(sorted({layer for reward in rewards for layer in reward.layers}))
-    session = lm.start(layers)
-    reading = session.prefill(rows.prompt_ids, rows.prompt_mask)
+    session, reading = _read_prompts(lm, rows, [*(r.layers for r in rewards), *(p.layers for p in probes)])
     rewarders = [reward.start(rows.prompt_ids, rows.prompt_mask) for reward in rewards]
-    offer = weigh(reading, rewarders, sampling, trace)
-    live: list[LMSession | RewardSession] = [session, *rewarders]  # whatever holds a cache a row
+    probers = [probe.start(rows.prompt_ids, rows.prompt_mask, reading) for probe in probes]
+    keep_whole = any(probe.reads_logits for probe in probes)
+    reads_ends = any(probe.layers for probe in probes)  # a text's last token too, before its row leaves
+    offer = weigh(reading, rewarders, sampling, trace, keep_whole)
+    live: list[LMSession | RewardSession | ProbeSession] = [session, *rewarders, *probers]  # caches a row
     if len(rows.prompts) > len(rows.prompt_ids):  # the N-way fork
         offer = offer.select(rows.prompts)
         _select(live, rows.prompts)
@@ -83,28 +104,49 @@ def decode(
     length = uniforms.shape[1]
 
     for index in range(length):
-        scores = add_rewards(offer.logits, offer.rewards, betas) if rewarders else offer.logits
-        chosen = choose(scores, sampling, uniforms[:, index])
-        ids = offer.candidate_ids
-        token_ids = chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0]
-        finished = _finished(token_ids, scores, stop_ids, numbers, last=index == length - 1)
+        drawn, token_ids, chosen = draw(offer, betas, sampling, uniforms[:, index])
+        finished = _finished(token_ids, drawn, stop_ids, numbers, last=index == length - 1)
+        after = session.feed(token_ids) if reads_ends else None
+        scores = _fold(probers, token_ids, after, offer)
+        dropped = referee.give_up(index, numbers, scores[:, 0], finished) if referee else None
         yield Step(
-            index, numbers, token_ids, finished, ids, chosen,
-            offer.rewards, scores, offer.logits, offer.log_normalizer,
+            index, numbers, token_ids, finished, dropped, offer.candidate_ids, chosen,
+            offer.rewards, drawn, offer.logits, offer.log_normalizer, scores,
         )  # fmt: skip
-        if all(finished):
+        going = [i for i, end in enumerate(finished) if not (end or (dropped and dropped[i]))]
+        if not going:
             return
-        if any(finished):
-            kept = torch.tensor([i for i, end in enumerate(finished) if not end], device=lm.device)
+        if len(going) < len(finished):
+            kept = torch.tensor(going, device=lm.device)
             _select(live, kept)
             numbers, betas, uniforms, token_ids = (t[kept] for t in (numbers, betas, uniforms, token_ids))
+            after = after and after.select(kept)
         for rewarder in rewarders:
             rewarder.advance(token_ids)
-        offer = weigh(session.feed(token_ids), rewarders, sampling, trace)
+        offer = weigh(after or session.feed(token_ids), rewarders, sampling, trace, keep_whole)
+
+
+def _read_prompts(lm: CausalLM, rows: Rows, tapped: Sequence[tuple[int, ...]]) -> tuple[LMSession, Reading]:
+    session = lm.start(tuple(sorted({layer for layers in tapped for layer in layers})))
+    return session, session.prefill(rows.prompt_ids, rows.prompt_mask)
+
+
+def draw(
+    offer: Offer, betas: Tensor, sampling: SamplingConfig, uniforms: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return z' (B, K), the tokens drawn (B,) and their columns (B,)."""
+    scores = add_rewards(offer.logits, offer.rewards, betas) if offer.rewards.shape[-1] else offer.logits
+    chosen = choose(scores, sampling, uniforms)
+    ids = offer.candidate_ids
+    return scores, chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0], chosen
 
 
 def weigh(
-    reading: Reading, rewarders: Sequence[RewardSession], sampling: SamplingConfig, trace: bool
+    reading: Reading,
+    rewarders: Sequence[RewardSession],
+    sampling: SamplingConfig,
+    trace: bool,
+    keep_whole: bool = False,
 ) -> Offer:
     """Return the tokens open after a reading, with their base logits and rewards.
 
@@ -114,15 +156,28 @@ def weigh(
     logits = reading.logits
     normalizer = logits.logsumexp(-1, keepdim=True) if trace else None
     width = sampling.reward_top_k if rewarders else sampling.top_k if sampling.do_sample else 0
+    whole = logits if keep_whole else None
     if not width:
-        return Offer(None, logits, logits.new_zeros(len(logits), 1, 0), normalizer)
+        return Offer(None, logits, logits.new_zeros(len(logits), 1, 0), normalizer, whole)
     candidate_ids, candidate_logits = top_candidates(logits, width)
     rewards = [rewarder.score(candidate_ids, reading).float() for rewarder in rewarders]
-    empty = logits.new_zeros(*candidate_ids.shape, 0)
-    return Offer(candidate_ids, candidate_logits, torch.stack(rewards, -1) if rewards else empty, normalizer)
+    stacked = torch.stack(rewards, -1) if rewards else logits.new_zeros(*candidate_ids.shape, 0)
+    return Offer(candidate_ids, candidate_logits, stacked, normalizer, whole)
 
 
-def _select(live: Sequence[LMSession | RewardSession], rows: Tensor) -> None:
+def _fold(probers: Sequence[ProbeSession], token_ids: Tensor, after: Reading | None, offer: Offer) -> Tensor:
+    """Let the probes take in the tokens just drawn (B,); return their scores (B, S) float32."""
+    if not probers:
+        return offer.logits.new_zeros(len(token_ids), 0)
+    logits = None if offer.whole is None else offer.whole[:, None]
+    ids = token_ids[:, None]
+    drawn = Drawn(ids, torch.ones_like(ids, dtype=torch.bool), {} if after is None else after.taps, logits)
+    for prober in probers:
+        prober.update(drawn)
+    return torch.stack([prober.score() for prober in probers], -1)
+
+
+def _select(live: Sequence[LMSession | RewardSession | ProbeSession], rows: Tensor) -> None:
     for session in live:
         session.select(rows)
 

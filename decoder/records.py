@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,9 @@ def to_record(completion: Completion, seed: int) -> dict[str, Any]:
         "token_ids": list(completion.token_ids),
         "token_rewards": {name: _rounded(values) for name, values in completion.token_rewards.items()},
     }
+    if completion.scores:
+        # Not rounded: only ties must tie. NaN, a score that failed, is null in JSON.
+        record["scores"] = {k: v if math.isfinite(v) else None for k, v in completion.scores.items()}
     if completion.trace is not None:
         record["trace"] = [_rounded(step) for step in completion.trace]
     return record

@@ -1,4 +1,4 @@
-"""Read finished texts again: hidden states of whole texts in batches, and a reward along a path."""
+"""Read finished texts again: states of whole texts in batches, rewards along a path, scores of samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from decoder.contracts import Reading, TokenReward
+from decoder.contracts import Drawn, Probe, Reading, TokenReward
 from decoder.lm import CausalLM
 
 
@@ -16,6 +16,14 @@ def left_pad(rows: Sequence[Sequence[int]], device: torch.device | None = None) 
     width = max(len(row) for row in rows)
     ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def right_pad(rows: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T) int64 and mask (B, T) bool of ragged rows; what stands on padding is id 0."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=device)
     return ids, mask
 
 
@@ -70,3 +78,45 @@ def score_path(
         rewarder.advance(tokens)
         reading = session.feed(tokens)
     return found
+
+
+@torch.inference_mode()
+def score_samples(
+    lm: CausalLM,
+    probes: Sequence[Probe],
+    prompts: Sequence[Sequence[int]],
+    samples: Sequence[Sequence[Sequence[int]]],
+    *,
+    max_tokens: int = 2048,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (prompt, scores (N, S) float32): each probe's score of every sample, as its decode gave it.
+
+    prompts: P rows of token ids; samples: for each, N rows of token ids, none empty. A prompt is read once
+    and forked; its samples pass the model together, all tokens of `max_tokens` padded positions at once.
+    """
+    for prompt, completions in enumerate(samples):
+        width = max(map(len, completions))
+        size = max(1, max_tokens // width)
+        parts = [completions[i : i + size] for i in range(0, len(completions), size)]
+        yield prompt, torch.cat([_fold_fork(lm, probes, prompts[prompt], part) for part in parts])
+
+
+def _fold_fork(
+    lm: CausalLM, probes: Sequence[Probe], prompt: Sequence[int], completions: Sequence[Sequence[int]]
+) -> Tensor:
+    """Return scores (N, S) of completions of one prompt, read at once."""
+    session = lm.start(tuple(sorted({layer for probe in probes for layer in probe.layers})))
+    start, whole = left_pad([prompt], lm.device)
+    reading = session.prefill(start, whole)
+    probers = [probe.start(start, whole, reading) for probe in probes]
+    fork = torch.zeros(len(completions), dtype=torch.long, device=lm.device)
+    session.select(fork)
+    for prober in probers:
+        prober.select(fork)
+    ids, mask = right_pad(completions, lm.device)
+    wants_logits = any(probe.reads_logits for probe in probes)
+    taps, after = session.read(ids, mask, logits=wants_logits)
+    before = None if after is None else torch.cat([reading.logits[fork][:, None], after[:, :-1]], 1)
+    for prober in probers:
+        prober.update(Drawn(ids, mask, taps, before))
+    return torch.stack([prober.score() for prober in probers], -1)

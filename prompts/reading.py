@@ -6,8 +6,9 @@ on line 7 is found before a model is loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,12 +29,14 @@ class Prompt:
 
     id: unique among the prompts of one run; names the prompt in the output.
     source: where it was read ("FILE, line 7"), for messages to people; no part of equality.
+    answer: the right answer, where there is one; a number stands as it is written.
     """
 
     id: str
     text: str | None = None
     messages: tuple[dict[str, Any], ...] | None = None
     source: str = field(default="", compare=False)
+    answer: str | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.messages is None):
@@ -41,9 +44,8 @@ class Prompt:
 
     def record(self) -> dict[str, Any]:
         """Return the JSON object that stands under "prompt" in the output."""
-        if self.messages is None:
-            return {"text": self.text}
-        return {"messages": list(self.messages)}
+        said = {"text": self.text} if self.messages is None else {"messages": list(self.messages)}
+        return said if self.answer is None else {**said, "answer": self.answer}
 
 
 def from_arguments(texts: Iterable[str]) -> list[Prompt]:
@@ -66,7 +68,7 @@ def read(path: Path | str) -> list[Prompt]:
     as_json = True if Path(path).suffix.lower() in (".jsonl", ".json") else None
     try:
         with open_input(path) as stream:
-            found = _unique(_prompts(_lines(stream, name), name, as_json))
+            found = unique(_prompts(lines(stream, name), name, as_json))
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot read prompts from {name}: {reason}; check the path") from None
@@ -76,18 +78,23 @@ def read(path: Path | str) -> list[Prompt]:
 
 
 def from_value(value: object, *, prompt_id: str, source: str) -> Prompt:
-    """Return the prompt that a string, {"text": ...}, {"messages": ...} or a list of messages stands for."""
-    text, messages = value, value
+    """Return the prompt that a string, {"text": ...}, {"messages": ...} or a list of messages stands for.
+
+    Beside "text" or "messages" there may be the "answer", a string or a number.
+    """
+    text, messages, answer = value, value, None
     if isinstance(value, Mapping):
         text, messages = value.get("text"), value.get("messages")
+        answer = _answer_of(value, source)
     if isinstance(text, str):
-        return Prompt(id=prompt_id, text=_checked_text(text, source), source=source)
+        return Prompt(prompt_id, _checked_text(text, source), source=source, answer=answer)
     if isinstance(messages, list | tuple):
-        return Prompt(id=prompt_id, messages=_checked_messages(messages, source), source=source)
+        checked = _checked_messages(messages, source)
+        return Prompt(prompt_id, messages=checked, source=source, answer=answer)
     raise UserError(f"{source}: this is no prompt: {shown(value)}; {FORMS}")
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+def lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, text without its line end), holding one line at a time."""
     number = 0
     while raw := stream.readline(MAX_LINE_BYTES + len(b"\r\n")):
@@ -100,10 +107,10 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
         yield number, text.removeprefix(_BOM) if number == 1 else text
 
 
-def _prompts(lines: Iterable[tuple[int, str]], name: str, as_json: bool | None) -> Iterator[Prompt]:
+def _prompts(numbered: Iterable[tuple[int, str]], name: str, as_json: bool | None) -> Iterator[Prompt]:
     """Yield the prompts. A blank line is an empty prompt in plain text, unless only blank ones follow."""
     blank = 0
-    for number, line in lines:
+    for number, line in numbered:
         if not line.strip():
             blank = blank or number
             continue
@@ -119,7 +126,11 @@ def _prompts(lines: Iterable[tuple[int, str]], name: str, as_json: bool | None) 
 
 
 def _from_json(line: str, default_id: str, where: str) -> Prompt:
-    record = parse_line(line, where, FORMS)
+    return from_record(parse_line(line, where, FORMS), default_id=default_id, where=where)
+
+
+def from_record(record: object, *, default_id: str, where: str) -> Prompt:
+    """Return the prompt of a line's JSON value, with its "id" and "answer" if it has them."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: a prompt must be an object, not {shown(record)}; {FORMS}")
     present = [key for key in ("prompt", "messages") if key in record]
@@ -127,7 +138,9 @@ def _from_json(line: str, default_id: str, where: str) -> Prompt:
         seen = "both" if present else f"neither, only the keys {shown(list(record))}"
         raise UserError(f'{where}: expected one of "prompt" and "messages", found {seen}; {FORMS}')
     value = record["prompt"] if "prompt" in record else {"messages": record["messages"]}
-    return from_value(value, prompt_id=_id_of(record, default_id, where), source=where)
+    prompt = from_value(value, prompt_id=_id_of(record, default_id, where), source=where)
+    answer = _answer_of(record, where)
+    return prompt if answer is None else replace(prompt, answer=answer)
 
 
 def _id_of(record: Mapping[str, object], default: str, where: str) -> str:
@@ -139,6 +152,16 @@ def _id_of(record: Mapping[str, object], default: str, where: str) -> str:
             raise UserError(f'{where}: "{key}" must be a string, not {shown(value)}; put it in quotes')
         return _checked_text(str(value), where, what=f'"{key}"')
     return default
+
+
+def _answer_of(record: Mapping[str, object], where: str) -> str | None:
+    value = record.get("answer")
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number and not isinstance(value, str):
+        raise UserError(f'{where}: "answer" must be a string or a number, not {shown(value)}; mend it')
+    return _checked_text(str(value), where, what='"answer"')
 
 
 def _checked_messages(messages: Sequence[object], where: str) -> tuple[dict[str, Any], ...]:
@@ -176,7 +199,8 @@ def _encodable(text: str, where: str) -> str:
     return text
 
 
-def _unique(prompts: Iterable[Prompt]) -> list[Prompt]:
+def unique(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return the prompts; a `UserError` names both places of an id that stands twice."""
     first: dict[str, Prompt] = {}
     for prompt in prompts:
         if prompt.id in first:

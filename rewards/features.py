@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,13 @@ from decoder.lm import CausalLM
 from decoder.replay import read_texts
 from rewards.arm import features
 
-FileArray = NDArray[np.float16]
+FileArray = NDArray[Any]
+# How a cache file ends, and as what numpy sees it: numpy has no bfloat16, so its bits are kept as integers.
+STORED: dict[torch.dtype, tuple[str, type[np.generic]]] = {
+    torch.float16: ("f16", np.float16),
+    torch.bfloat16: ("bf16", np.int16),
+    torch.float32: ("f32", np.float32),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +65,7 @@ class TokenStates:
 
     def rows_of(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows (n,) int64 of all tokens of the texts (B,) in order, and their positions from 0."""
-        lengths = self.lengths[texts]
-        first = lengths.cumsum(0) - lengths  # where each text begins among the n
-        positions = torch.arange(int(lengths.sum())) - first.repeat_interleave(lengths)
-        return self.starts[texts].repeat_interleave(lengths) + positions, positions
+        return token_rows(self.starts[texts], self.lengths[texts])
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenRows:
@@ -90,22 +94,61 @@ def read_states(
 
     Raises UserError if the cache cannot hold them, and if the model's states are not finite.
     """
-    key = _key(lm, rows)
-    files = {layer: cache / f"{key}-{layer}.f16" for layer in layers}
     lengths = torch.tensor([len(row) for row in rows.ids])
     states = TokenStates({}, rows.next_ids, lengths.cumsum(0) - lengths, lengths)
     shape = (int(lengths.sum()), lm.identity.hidden_size)
-    missing = {layer: path for layer, path in files.items() if not _holds(path, shape)}
+    taps = cached_layers(
+        cache,
+        _key(lm, rows),
+        layers,
+        shape,
+        torch.float16,
+        lambda arrays: _fill(lm, rows, states, arrays, title),
+    )
+    return TokenStates(taps, states.next_ids, states.starts, states.lengths)
+
+
+def token_rows(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows (n,) int64 of all tokens of texts at starts (B,), in order, and their positions from 0."""
+    first = lengths.cumsum(0) - lengths  # where each text begins among the n
+    positions = torch.arange(int(lengths.sum())) - first.repeat_interleave(lengths)
+    return starts.repeat_interleave(lengths) + positions, positions
+
+
+def cached_layers(
+    cache: Path,
+    key: str,
+    layers: tuple[int, ...],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    fill: Callable[[Mapping[int, FileArray]], None],
+) -> dict[int, Tensor]:
+    """Return layer -> memory-mapped tensor of `shape` and `dtype`, one file a layer, named after `key`.
+
+    `fill` writes the arrays of the layers that have no file yet, with `put`; it is not called if all have.
+    Raises UserError if the folder cannot hold them.
+    """
+    suffix, stored = STORED[dtype]
+    files = {layer: cache / f"{key}-{layer}.{suffix}" for layer in layers}
+    n_bytes = shape[0] * shape[1] * np.dtype(stored).itemsize
+    missing = {layer: path for layer, path in files.items() if not _holds(path, n_bytes)}
     if missing:
-        _make_room(cache, len(missing) * shape[0] * shape[1] * 2)
-        with _written_at_once(missing, shape) as arrays:
-            _fill(lm, rows, states, arrays, title)
+        _make_room(cache, len(missing) * n_bytes)
+        with _written_at_once(missing, shape, stored) as arrays:
+            fill(arrays)
     # Copy-on-write only because torch cannot wrap read-only memory; nothing writes to it.
-    taps = {
-        layer: torch.from_numpy(np.memmap(path, np.float16, "c", shape=shape))
+    return {
+        layer: torch.from_numpy(np.memmap(path, stored, "c", shape=shape)).view(dtype)
         for layer, path in files.items()
     }
-    return TokenStates(taps, states.next_ids, states.starts, states.lengths)
+
+
+def put(array: FileArray, rows: Tensor, tokens: Tensor, layer: int) -> None:
+    """Write states (n, d) into an array of `cached_layers`, bit for bit. UserError if they are not finite."""
+    if not bool(tokens.isfinite().all()):
+        raise UserError(f"the model's states at layer {layer} are not finite: try --dtype float32")
+    bits = tokens.view(torch.int16) if tokens.dtype == torch.bfloat16 else tokens
+    array[rows.numpy()] = bits.cpu().numpy()
 
 
 def _key(lm: CausalLM, rows: TokenRows) -> str:
@@ -117,8 +160,8 @@ def _key(lm: CausalLM, rows: TokenRows) -> str:
     return digest.hexdigest()[:20]
 
 
-def _holds(path: Path, shape: tuple[int, int]) -> bool:
-    return path.is_file() and path.stat().st_size == shape[0] * shape[1] * 2
+def _holds(path: Path, n_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == n_bytes
 
 
 def _make_room(cache: Path, n_bytes: int) -> None:
@@ -138,11 +181,13 @@ def _make_room(cache: Path, n_bytes: int) -> None:
 
 
 @contextmanager
-def _written_at_once(files: Mapping[int, Path], shape: tuple[int, int]) -> Iterator[dict[int, FileArray]]:
+def _written_at_once(
+    files: Mapping[int, Path], shape: tuple[int, int], stored: type[np.generic]
+) -> Iterator[dict[int, FileArray]]:
     """Give arrays to fill; they get their names only when all are full, so a cache file is never half one."""
     halves = {layer: path.with_name(f".{path.name}.{os.getpid()}") for layer, path in files.items()}
     try:
-        arrays = {layer: np.memmap(half, np.float16, "w+", shape=shape) for layer, half in halves.items()}
+        arrays = {layer: np.memmap(half, stored, "w+", shape=shape) for layer, half in halves.items()}
         yield dict(arrays)
         for layer, half in halves.items():
             arrays[layer].flush()
@@ -163,14 +208,10 @@ def _fill(
     with progress_bar() as progress:
         task = progress.add_task(title, total=len(states.next_ids))
         for batch, reading in read_texts(lm, rows.ids, tuple(arrays)):
-            where = states.rows_of(torch.tensor(batch))[0].numpy()
+            where = states.rows_of(torch.tensor(batch))[0]
             for layer, array in arrays.items():
                 tokens = features(reading.taps, (layer,))[reading.mask]  # (n, d), text after text
-                if not bool(tokens.isfinite().all()):
-                    raise UserError(
-                        f"the model's states at layer {layer} are not finite: try --dtype float32"
-                    )
-                array[where] = tokens.cpu().half().numpy()
+                put(array, where, tokens.half(), layer)
             progress.advance(task, len(where))
 
 

@@ -11,7 +11,7 @@ from decoder.contracts import TokenReward, UserError
 from decoder.lm import CausalLM
 from rewards import artefact
 
-KINDS = {"tap_arm": "rewards.arm:TapArm"}
+KINDS = {"tap_arm": "rewards.arm:TapArm", "elhsr": "rewards.elhsr:Elhsr"}
 FORMS = ("log_probability", "probability")
 SHIPPED = Path(__file__).parent / "shipped"
 

@@ -20,7 +20,8 @@ HEAVY = {"torch", "transformers", "vllm", "lightgbm", "ray", "sklearn", "dataset
 COMMANDS = sorted(name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text())
 
 # Those parts of decoder/ that a person calls, and that therefore load rewards by name.
-DECODER_FRONT = {f"decoder.{name}" for name in ("check", "cli", "hf_generate", "decoder", "generate")}
+FRONT = ("best_of", "best_of_n", "best_of_run", "check", "cli", "hf_generate", "decoder", "generate")
+DECODER_FRONT = {f"decoder.{name}" for name in FRONT}
 
 
 def ids(paths: list[Path]) -> list[str]:
@@ -51,7 +52,7 @@ def allowed(importer: str, imported: str) -> bool:
     if source == "decoder":
         return target in ("decoder", "prompts") or importer in DECODER_FRONT
     if source == "prompts":
-        return target == "prompts" or imported == "decoder.contracts"
+        return target == "prompts" or imported in ("decoder.contracts", "decoder.cli")
     if source == "rewards":  # a reward must not know who runs it; its commands share the way commands end
         runs = {"decoder", "decoder.loop", *DECODER_FRONT} - {"decoder.cli"}
         return target != "eval" and imported not in runs

@@ -1,0 +1,157 @@
+"""A Best-of-N run on the command line: candidates to a resumable file, winners beside it, a summary."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from decoder.best_of import BestOf, to_record
+from decoder.contracts import UserError
+from decoder.decoder import DecodeConfig, Decoder
+from decoder.dropping import DropSchedule
+from decoder.generate import pick_rewards
+from decoder.records import about, fingerprint
+from decoder.run_store import RunStore
+from decoder.terminal import progress
+from prompts.reading import Prompt
+from rewards.choice import Candidate, Choice, choose
+from rewards.scorers import Scorers, load_scorers
+
+Line = Mapping[str, Any]
+
+
+def load(
+    prompts: Sequence[Prompt],
+    config: DecodeConfig,
+    scorers: Sequence[str],
+    steering: tuple[Sequence[str], float | None],
+    schedule: DropSchedule,
+    model: Mapping[str, Any],
+    *,
+    chat: bool,
+) -> BestOf:
+    """Return the job, everything loaded and checked. steering: rewards, and the beta of those without.
+
+    model: as `Decoder.from_pretrained` takes it. A wrong reward is found before the model is loaded.
+    """
+    rewards, beta = steering
+    pairs = pick_rewards([*rewards], 1.0 if beta is None else beta)
+    decoder = Decoder.from_pretrained(**model)
+    weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs])
+    token_ids = decoder.tokenise(prompts, config, chat=chat)
+    loaded = load_scorers(scorers, decoder.lm, device=model["device"], dtype=model["dtype"])
+    return BestOf(decoder, prompts, token_ids, weighted, config, loaded, schedule)
+
+
+def write(
+    job: BestOf, rule: str, settings: Mapping[str, Any], output: Path | None, *, overwrite: bool
+) -> list[Line]:
+    """Draw what is missing, write every candidate and every winner, and return the winners' lines."""
+    if output is None:
+        lines = [winner_line(*group, job.scorers, rule) for group in _in_memory(job)]
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        return lines
+    _store(job, settings, output, overwrite=overwrite)
+    groups = zip(job.prompts, _stored(output), strict=True)
+    lines = [winner_line(prompt, records, job.scorers, rule) for prompt, records in groups]
+    _write_winners(output.with_suffix(f".best{output.suffix}"), lines)
+    return lines
+
+
+def _store(job: BestOf, settings: Mapping[str, Any], output: Path, *, overwrite: bool) -> None:
+    """Write one JSON line a prompt with all its candidates, going on where an earlier run stopped."""
+    samples = job.config.num_return_sequences
+    identity = fingerprint(job.decoder, job.rewards, job.config, settings)
+    identity |= {"scorers": job.scorers.digests(), "drop": asdict(job.schedule)}
+    if job.schedule.drops:
+        identity["dropped_by"] = job.scorers.names[0]
+    opened = RunStore.open(output, identity, about(), job.prompts, samples, resume=not overwrite)
+    with opened as store, progress("drawing", len(job.prompts) * samples, store.done_samples) as advance:
+        for batch in job.batches():
+            missing = {p: set(store.missing(p)) for p in batch.prompts}
+            if not any(sample in missing[batch.prompts[i]] for i, sample in batch.rows):
+                continue
+            for done in job.draw(batch):
+                if done.sample in missing[done.prompt]:
+                    record = to_record(done, job.prompts[done.prompt], job.config.seed)
+                    store.add(done.prompt, done.sample, record)
+                    advance()
+        store.finish()
+
+
+def _in_memory(job: BestOf) -> Iterator[tuple[Prompt, list[Line]]]:
+    """Yield prompts, in order, with their candidates' records."""
+    found: list[list[Line]] = [[] for _ in job.prompts]
+    with progress("drawing", len(job.prompts) * job.config.num_return_sequences) as advance:
+        for batch in job.batches():
+            for done in job.draw(batch):
+                found[done.prompt].append(to_record(done, job.prompts[done.prompt], job.config.seed))
+                advance()
+    for prompt, records in zip(job.prompts, found, strict=True):
+        yield prompt, sorted(records, key=lambda record: record["sample_index"])
+
+
+def _stored(output: Path) -> Iterator[list[Line]]:
+    with output.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["generations"]
+
+
+def winner_line(prompt: Prompt, records: Sequence[Line], scorers: Scorers, rule: str) -> Line:
+    """Return the best of a prompt's candidates and the combined scores of all of them."""
+    choice = choose_record(prompt, records, scorers, rule)
+    best = records[choice.winner]
+    kept = {key: best[key] for key in ("text", "sample_index", "finish_reason") if key in best}
+    scores = [None if score != score else score for score in choice.scores.tolist()]
+    line = {"id": prompt.id, "prompt": prompt.record(), "best": kept, "scores": scores}
+    if prompt.answer is not None:
+        line["correct"] = best["correct"]
+        line["candidates_correct"] = [record["correct"] for record in records]
+    return line | {"tokens": sum(record["num_tokens"] for record in records)}
+
+
+def choose_record(prompt: Prompt, records: Sequence[Line], scorers: Scorers, rule: str) -> Choice:
+    """Return the choice among candidates as a file holds them; a score of null did not come out."""
+    candidates = [
+        Candidate(
+            record["text"],
+            {name: float("nan") if v is None else v for name, v in record.get("scores", {}).items()},
+            record["finish_reason"] == "dropped",
+        )
+        for record in records
+    ]
+    return choose(candidates, prompt, scorers, rule)
+
+
+def _write_winners(path: Path, lines: Sequence[Line]) -> None:
+    """Write one line a prompt, whole or not at all."""
+    half = path.with_name(f".{path.name}.tmp")
+    try:
+        half.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+        half.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); the candidates are kept") from None
+
+
+def report(lines: Sequence[Line]) -> None:
+    """Tell on standard error how many prompts were chosen for, and how right the choices are."""
+    console = Console(stderr=True, highlight=False)
+    tokens = sum(line["tokens"] for line in lines)
+    console.print(
+        f"{len(lines)} prompts, {sum(len(line['scores']) for line in lines)} samples, {tokens} tokens"
+    )
+    judged = [line for line in lines if line.get("correct") is not None]
+    if judged:
+        each = [[c for c in line["candidates_correct"] if c is not None] for line in judged]
+        chosen = sum(line["correct"] for line in judged) / len(judged)
+        single = sum(sum(found) / len(found) for found in each) / len(judged)
+        best = sum(max(found) for found in each) / len(judged)
+        console.print(f"right: chosen {chosen:.3f}, a single sample {single:.3f}, at best {best:.3f}")
+    sys.stderr.flush()

@@ -1,0 +1,87 @@
+"""The winner among a prompt's samples, from the scores each carries and from what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decoder.contracts import UserError
+from prompts.answers import is_correct, majority, weighted_vote
+from prompts.reading import Prompt
+from rewards.combine import combine, winner
+from rewards.scorers import Scorers
+
+Floats = NDArray[Any]
+VOTE = "vote"  # the rule that reads texts beside scores
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A sample as a choice sees it: its text, name -> score, and whether it was given up on the way."""
+
+    text: str
+    scores: dict[str, float]
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The winner's index and all samples' combined scores, (N,) float64; NaN never wins."""
+
+    winner: int
+    scores: Floats
+
+
+def choose(candidates: Sequence[Candidate], prompt: Prompt, scorers: Scorers, rule: str) -> Choice:
+    """Return which of a prompt's samples is best by its scorers, combined by `rule` if they are several.
+
+    A sample that was dropped cannot win, though it votes in a majority. Raises UserError where no sample
+    has a score, naming the prompt, and for the oracle without an answer.
+    """
+    table = np.stack([column(name, candidates, prompt) for name in scorers.names])
+    table[:, [candidate.dropped for candidate in candidates]] = np.nan
+    weights = None if scorers.weights is None else np.array(scorers.weights)
+    if rule == VOTE:
+        scores = _vote(table, candidates)
+    else:
+        scores = table[0] if len(table) == 1 else combine(rule, table, weights)
+    try:
+        return Choice(winner(scores), scores)
+    except UserError as error:
+        raise UserError(f"prompt {prompt.id!r}: {error}") from None
+
+
+def column(name: str, candidates: Sequence[Candidate], prompt: Prompt) -> Floats:
+    """Return one scorer's scores of the samples, (N,) float64."""
+    if name == "majority":
+        return np.asarray(majority([candidate.text for candidate in candidates]), dtype=float)
+    if name == "oracle":
+        return np.array([correctness(candidate.text, prompt) for candidate in candidates], dtype=float)
+    return np.array([candidate.scores[name] for candidate in candidates], dtype=float)
+
+
+def correctness(text: str, prompt: Prompt) -> float:
+    """Return 1 for a right answer, 0 for a wrong one, NaN where that cannot be decided."""
+    if prompt.answer is None:
+        raise UserError(f"prompt {prompt.id!r} has no answer: add one, or leave out the oracle")
+    found = is_correct(text, prompt.answer)
+    return np.nan if found is None else float(found)
+
+
+def _vote(table: Floats, candidates: Sequence[Candidate]) -> Floats:
+    """Return each sample's share of the vote on its answer, each vote weighing P = sigmoid(score)."""
+    if len(table) != 1:
+        raise UserError(f"vote weighs one scorer, not {len(table)}: name one, or another rule")
+    scored = ~np.isnan(table[0])
+    votes = np.full(len(candidates), np.nan)
+    if scored.any():
+        weights = 1 / (1 + np.exp(-table[0][scored]))
+        texts = [candidate.text for candidate, kept in zip(candidates, scored, strict=True) if kept]
+        # Among samples of one answer the vote ties; the scorer's own favourite shall win, by far less
+        # than one vote weighs.
+        votes[scored] = weighted_vote(texts, weights) + 1e-6 * weights
+    return votes

@@ -1,0 +1,173 @@
+"""The ELHSR probe: a gated linear score of a whole sample, read off the generator's own hidden states.
+
+    [a_t, r_t] = sum over taps l of A_l h_t^l + b,    R = sum_t sigmoid(a_t) r_t / sum_t sigmoid(a_t)
+
+over the generated tokens t, where h_t^l is the state of layer l that has read token t, the last token
+included. Two running sums a row are enough, so the score exists as soon as the last token does. Each
+tap's share is a product of its own: states are never concatenated or kept.
+
+Source: "Efficient Best-of-N from Language Model Hidden States" (arXiv 2505.12225), its reward formula;
+gate off is its ablation, a plain mean of r_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from decoder.contracts import Drawn, ModelIdentity, Reading, UserError
+from decoder.lm import CausalLM
+from rewards import artefact
+from rewards.fold import GatedMean
+
+Norm = Literal["rms", "none"]
+Features = Literal["hidden", "logits"]
+
+
+@dataclass(frozen=True, slots=True)
+class ElhsrConfig:
+    """The shape of a probe.
+
+    layers: the taps read, 0 the embeddings. hidden_size: d of the generator. gate: False for a plain mean.
+    norm: "rms" divides each tap by its root mean square, "none" takes it as it is. The final norm of an
+        RMSNorm model is "rms" times a vector, which the weights absorb.
+    features: "hidden", or "logits" for one weight a vocabulary entry. Logits are E h of the last layer,
+        so the probe reads A E off that tap and never makes the vocabulary-wide vector.
+    """
+
+    layers: tuple[int, ...]
+    hidden_size: int
+    gate: bool = True
+    norm: Norm = "rms"
+    features: Features = "hidden"
+
+
+class ElhsrHead(nn.Module):
+    """The weights: (L, d, 2), or (V, 2) over logits, and a bias (2,); column 0 is the gate, 1 the reward."""
+
+    def __init__(self, config: ElhsrConfig, vocab_size: int = 0) -> None:
+        """Make a head whose every score is 0."""
+        super().__init__()
+        self.config = config
+        shape = (vocab_size,) if config.features == "logits" else (len(config.layers), config.hidden_size)
+        self.weight = nn.Parameter(torch.zeros(*shape, 2))
+        self.bias = nn.Parameter(torch.zeros(2))
+
+
+def normalise(states: Tensor, norm: Norm) -> Tensor:
+    """Return states (..., d) in float32, over their root mean square if `norm` is "rms"."""
+    h = states.float()
+    return h * (h.square().mean(-1, keepdim=True) + 1e-6).rsqrt() if norm == "rms" else h
+
+
+def project(taps: Mapping[int, Tensor], weight: Tensor, bias: Tensor, config: ElhsrConfig) -> Tensor:
+    """Return (..., 2) float32, a_t and r_t, from taps (..., d), weight (L, d, 2) and bias (2,).
+
+    A tap at a time. The root mean square divides the two products, not the d numbers.
+    """
+    total = bias
+    for layer, columns in zip(config.layers, weight, strict=True):
+        h = taps[layer].float()
+        share = h @ columns
+        if config.norm == "rms":
+            share = share * (torch.linalg.vecdot(h, h)[..., None] / h.shape[-1] + 1e-6).rsqrt()
+        total = total + share
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Elhsr:
+    """A trained head bound to one generator: a `Probe`.
+
+    weight: (L, d, 2) float32 and bias: (2,), with the unembedding folded in where it reads logits.
+    """
+
+    config: ElhsrConfig
+    weight: Tensor
+    bias: Tensor
+    digest: str
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The taps its sessions read."""
+        return self.config.layers
+
+    @property
+    def reads_logits(self) -> bool:
+        """False: what it says about logits, it reads off the last tap."""
+        return False
+
+    def start(self, prompt_ids: Tensor, prompt_mask: Tensor, reading: Reading) -> GatedMean:
+        """Open a session: two running sums a row."""
+        return GatedMean(self.read, len(prompt_ids), prompt_ids.device)
+
+    def read(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
+        """Return gates (B, T) in [0, 1] and rewards (B, T) of the tokens."""
+        both = project(drawn.taps, self.weight, self.bias, self.config)
+        gates = both[..., 0].sigmoid() if self.config.gate else torch.ones_like(both[..., 0])
+        return gates, both[..., 1]
+
+    @classmethod
+    def bind(cls, head: ElhsrHead, lm: CausalLM, digest: str = "") -> Elhsr:
+        """Return the head on this generator. Raises UserError for logits that are not linear in a state."""
+        weight, bias = head.weight.detach().to(lm.device), head.bias.detach().to(lm.device)
+        if head.config.features == "logits":
+            weight, bias = fold_unembedding(weight, bias, lm)
+        return cls(head.config, weight.float(), bias.float(), digest)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, lm: CausalLM, form: str | None = None) -> Elhsr:
+        """Load a saved probe for this generator. Raises UserError if it is broken or does not fit."""
+        directory = Path(directory)
+        if form is not None:
+            raise UserError(f"{directory} is a probe and has no form {form!r}: leave out @{form}")
+        config = artefact.read_config(directory)
+        artefact.check_identity(directory, config.get("base_model"), lm.identity)
+        tensors = artefact.read_tensors(directory)
+        head = ElhsrHead(_shape(directory, config), lm.identity.vocab_size)
+        try:
+            head.load_state_dict(tensors)
+        except RuntimeError as error:
+            detail = str(error).splitlines()[-1].strip()
+            raise UserError(f"{directory}: weights and config disagree ({detail}): train it again") from None
+        return cls.bind(head, lm, artefact.digest(tensors))
+
+
+def fold_unembedding(weight: Tensor, bias: Tensor, lm: CausalLM) -> tuple[Tensor, Tensor]:
+    """Return (1, d, 2) and (2,) that read off the last tap what weight (V, 2), bias (2,) read off logits.
+
+    <A, E h + c> = <E' A, h> + <A, c>, exactly. Raises UserError for a model that bends its logits.
+    """
+    if getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None):
+        raise UserError(
+            f"{lm.identity.name} caps its logits, so they are not linear in its states: use --features hidden"
+        )
+    shift = getattr(lm.model.get_output_embeddings(), "bias", None)
+    offset = 0.0 if shift is None else shift.float() @ weight
+    return (lm.output_embeddings.float().T @ weight)[None], bias + offset
+
+
+def save_pretrained(
+    head: ElhsrHead, directory: Path, base_model: ModelIdentity, about: Mapping[str, Any]
+) -> None:
+    """Write a trained probe; `about` holds the training data's fingerprint, metrics and the like."""
+    config = {**asdict(head.config), "base_model": asdict(base_model), **about}
+    artefact.save(directory, "elhsr", config, head.state_dict())
+
+
+def _shape(directory: Path, config: Mapping[str, Any]) -> ElhsrConfig:
+    try:
+        layers = tuple(int(layer) for layer in config["layers"])
+        found = ElhsrConfig(layers, config["hidden_size"], config["gate"], config["norm"], config["features"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{directory}/config.json lacks or garbles {error}: train the probe again") from None
+    if found.norm not in get_args(Norm) or found.features not in get_args(Features):
+        raise UserError(
+            f"{directory}/config.json: unknown norm {found.norm!r} or features {found.features!r}"
+        )
+    return found
