@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -46,17 +47,8 @@ class BestOf:
 
     def __post_init__(self) -> None:
         """Refuse early dropping where candidates would not meet in one batch, or could not be ranked."""
-        samples, size = self.config.num_return_sequences, self.config.batch_size
-        if self.schedule.drops and size < samples:
-            raise UserError(
-                f"early dropping compares all {samples} samples of a prompt in one batch, and batch_size is "
-                f"{size}: raise it to {samples}"
-            )
-        if self.schedule.drops and self.scorers.names[0] not in self.scorers.probes:
-            raise UserError(
-                f"early dropping needs a score while samples are drawn, and {self.scorers.names[0]!r} has "
-                f"none: put one of a probe, a token reward, logprob or self-certainty first"
-            )
+        first = self.scorers.names[0]
+        check_dropping(self.schedule, self.config, first, runs=first in self.scorers.probes)
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of the run, the same however often it is planned."""
@@ -84,8 +76,23 @@ class BestOf:
             prompts, texts = [self.prompts[done[i].prompt] for i in whole], [done[i].text for i in whole]
             found = dict(zip(whole, model.score(prompts, texts), strict=True))
             for i, scores in enumerate(added):
-                scores[name] = found.get(i, float("nan"))
+                scores[name] = found.get(i, math.nan)
         return added
+
+
+def check_dropping(schedule: DropSchedule, config: DecodeConfig, first: str, *, runs: bool) -> None:
+    """Raise UserError if the schedule cannot be kept. runs: whether the first scorer has a running score."""
+    samples, size = config.num_return_sequences, config.batch_size
+    if schedule.drops and size < samples:
+        raise UserError(
+            f"early dropping compares all {samples} samples of a prompt in one batch, and batch_size is "
+            f"{size}: raise it to {samples}"
+        )
+    if schedule.drops and not runs:
+        raise UserError(
+            f"early dropping needs a score while samples are drawn, and {first!r} has none: put one of a "
+            "probe, a token reward, logprob or self-certainty first"
+        )
 
 
 def select(prompt: Prompt, samples: Sequence[Completion], scorers: Scorers, rule: str) -> Selection:
@@ -94,14 +101,22 @@ def select(prompt: Prompt, samples: Sequence[Completion], scorers: Scorers, rule
 
     ordered = sorted(samples, key=lambda sample: sample.sample)
     candidates = [
-        Candidate(each.text, dict(each.scores), each.finish_reason == "dropped") for each in ordered
+        Candidate(each.text, _finite(each.scores), each.finish_reason == "dropped") for each in ordered
     ]
     choice = choose(candidates, prompt, scorers, rule)
     return Selection(prompt, tuple(ordered), tuple(choice.scores.tolist()), choice.winner)
 
 
+def _finite(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores as a file gives them back: an infinite one did not come out either."""
+    return {name: score if math.isfinite(score) else math.nan for name, score in scores.items()}
+
+
 def run(job: BestOf, rule: str) -> list[Selection]:
-    """Return every prompt's choice, in order."""
+    """Return every prompt's choice, in order. Raises UserError where no sample of a prompt has a score."""
+    from rewards.choice import check_rule
+
+    check_rule(rule, len(job.scorers.names), job.scorers.weights)
     samples: list[list[Completion]] = [[] for _ in job.prompts]
     for batch in job.batches():
         for completion in job.draw(batch):

@@ -35,7 +35,7 @@ Scorer = Annotated[
     ),
 ]
 Style = Annotated[str | None, typer.Option(help="How problems are asked: chat or plain.")]
-N = Annotated[int, typer.Option("--n", "-n", help="Samples a prompt.")]
+N = Annotated[int, typer.Option("--n", "-n", help="Samples a prompt.", min=1)]
 Combine = Annotated[str, typer.Option(help=f"Of several scorers: {RULES}.")]
 DropAt = Annotated[
     list[int] | None,
@@ -130,6 +130,8 @@ def _collect(
 
     if style not in (None, "chat", "plain"):
         raise UserError(f"style is {style!r}: choose chat or plain")
+    if problems is None and style:
+        raise UserError(f"style is {style!r}, but there are no --problems to ask: leave out --style")
     if problems is None:
         return collect_prompts(texts, prompts)
     if texts or prompts:
@@ -143,18 +145,16 @@ def _check(
     """Refuse what is wrong before a large model is loaded for it."""
     from decoder.contracts import UserError
     from decoder.models import quiet_transformers
-    from rewards.choice import VOTE
-    from rewards.combine import RULES as KNOWN
-    from rewards.scorers import check_names
+    from rewards.choice import check_rule
+    from rewards.scorers import name_scorers
 
     quiet_transformers()
-    if rule not in KNOWN and rule != VOTE:
-        raise UserError(f"no rule is called {rule!r}: choose one of {', '.join([*KNOWN, VOTE])}")
+    names, weights = name_scorers(scorers)
+    check_rule(rule, len(names), weights)
     if beta is not None and not rewards:
         raise UserError(f"beta is {beta}, but there is no --reward: name one, or leave out --beta")
-    check_names(scorers)
     missing = [prompt for prompt in prompts if prompt.answer is None]
-    if "oracle" in scorers and missing:
+    if "oracle" in names and missing:
         raise UserError(f"prompt {missing[0].id!r} has no answer, which the oracle needs: add one")
 
 

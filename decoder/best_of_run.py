@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from decoder.best_of import BestOf, to_record
+from decoder.best_of import BestOf, check_dropping, to_record
 from decoder.contracts import UserError
 from decoder.decoder import DecodeConfig, Decoder
 from decoder.dropping import DropSchedule
@@ -20,8 +20,8 @@ from decoder.records import about, fingerprint
 from decoder.run_store import RunStore
 from decoder.terminal import progress
 from prompts.reading import Prompt
-from rewards.choice import Candidate, Choice, choose
-from rewards.scorers import Scorers, load_scorers
+from rewards.choice import Candidate, Choice, NoWinnerError, choose
+from rewards.scorers import Scorers, has_running_score, load_scorers, name_scorers
 
 Line = Mapping[str, Any]
 
@@ -40,6 +40,8 @@ def load(
 
     model: as `Decoder.from_pretrained` takes it. A wrong reward is found before the model is loaded.
     """
+    first = next(iter(name_scorers(scorers)[0]))
+    check_dropping(schedule, config, first, runs=has_running_score(first))
     rewards, beta = steering
     pairs = pick_rewards([*rewards], 1.0 if beta is None else beta)
     decoder = Decoder.from_pretrained(**model)
@@ -52,17 +54,36 @@ def load(
 def write(
     job: BestOf, rule: str, settings: Mapping[str, Any], output: Path | None, *, overwrite: bool
 ) -> list[Line]:
-    """Draw what is missing, write every candidate and every winner, and return the winners' lines."""
+    """Draw what is missing, write every candidate and every winner, and return the winners' lines.
+
+    Raises UserError where no sample of a prompt has a score, after the winners of the others are out.
+    """
     if output is None:
-        lines = [winner_line(*group, job.scorers, rule) for group in _in_memory(job)]
+        lines, failed = _winners(_in_memory(job), job.scorers, rule)
         for line in lines:
             print(json.dumps(line, ensure_ascii=False), flush=True)
-        return lines
-    _store(job, settings, output, overwrite=overwrite)
-    groups = zip(job.prompts, _stored(output), strict=True)
-    lines = [winner_line(prompt, records, job.scorers, rule) for prompt, records in groups]
-    _write_winners(output.with_suffix(f".best{output.suffix}"), lines)
+    else:
+        _store(job, settings, output, overwrite=overwrite)
+        lines, failed = _winners(zip(job.prompts, _stored(output), strict=True), job.scorers, rule)
+        _write_winners(output.with_suffix(f".best{output.suffix}"), lines)
+    if failed:
+        others = f"; {len(failed)} of {len(job.prompts)} prompts have no winner, the others' are written"
+        raise UserError(f"{failed[0]}{others}")
     return lines
+
+
+def _winners(
+    groups: Iterable[tuple[Prompt, Sequence[Line]]], scorers: Scorers, rule: str
+) -> tuple[list[Line], list[NoWinnerError]]:
+    """Return the winners' lines, and what is said of the prompts without one."""
+    lines: list[Line] = []
+    failed: list[NoWinnerError] = []
+    for prompt, records in groups:
+        try:
+            lines.append(winner_line(prompt, records, scorers, rule))
+        except NoWinnerError as error:
+            failed.append(error)
+    return lines, failed
 
 
 def _store(job: BestOf, settings: Mapping[str, Any], output: Path, *, overwrite: bool) -> None:

@@ -99,7 +99,8 @@ def _repeat_lists(app: typer.Typer, arguments: Sequence[str]) -> list[str]:
     current: str | None = None
     for argument in arguments:
         if argument.startswith("-") and not _is_number(argument):
-            current = argument if argument in lists else None
+            option = argument.replace("_", "-")
+            current = option if option in lists else None
             if current is None:
                 spread.append(argument)
         else:

@@ -45,6 +45,8 @@ class DecodeConfig:
         for name in ("max_new_tokens", "num_return_sequences", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
+        if not isinstance(self.stop, str):
+            raise UserError(f"stop is {self.stop!r}: give the characters that end a text, as one string")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ class Decoder:
         """
         from rewards.scorers import load_scorers
 
+        if n < 1:
+            raise UserError(f"n is {n}: give at least 1 sample a prompt")
         config = self._configure({"batch_size": 64, **generation, "num_return_sequences": n})
         texts = as_prompts(prompts)
         token_ids = self.tokenise(texts, config, chat=chat)
@@ -229,12 +233,12 @@ class Decoder:
 
     def load_reward(self, reward: RewardLike) -> TokenReward:
         """Return a reward ready for this model, by shipped name or directory (kept), or the object itself."""
-        from rewards.load import load_reward
+        from rewards.load import load_token_reward
 
         if isinstance(reward, TokenReward):
             return reward
         if str(reward) not in self._rewards:
-            self._rewards[str(reward)] = load_reward(reward, self.lm)
+            self._rewards[str(reward)] = load_token_reward(reward, self.lm)
         return self._rewards[str(reward)]
 
     def _configure(self, generation: Mapping[str, Any]) -> DecodeConfig:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from decoder.contracts import Completion, Probe, Step, TokenEvent
+from decoder.contracts import Completion, Probe, Step, TokenEvent, UserError
 from decoder.lm import CausalLM
 from decoder.loop import Referee, Rows, decode
 from decoder.replay import left_pad
@@ -54,10 +54,15 @@ class HFBackend:
         self._spelt: dict[str, Tensor] = {}
 
     def ending(self, stop: str) -> Tensor:
-        """Return the ids that end a text: the end tokens and every token with a character of `stop`."""
+        """Return the ids that end a text: the end tokens and every token with a character of `stop`.
+
+        Raises UserError for a character that no token has, such as one spelt in several bytes.
+        """
         if stop not in self._spelt:
-            pieces = enumerate(self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))]))
-            found = [i for i, piece in pieces if set(piece) & set(stop)] if stop else []
+            pieces = [to_text(self.tokenizer, [i]) for i in range(len(self.tokenizer))] if stop else []
+            if absent := sorted(set(stop).difference(*pieces)):
+                raise UserError(f"stop is {stop!r}: no token has {absent[0]!r}, so none can end a text there")
+            found = [i for i, piece in enumerate(pieces) if set(piece) & set(stop)]
             self._spelt[stop] = torch.tensor(found, dtype=torch.long, device=self.lm.device)
         return torch.cat([self.stop_ids, self._spelt[stop]])
 
@@ -101,12 +106,12 @@ class HFBackend:
     def stream(self, job: Job) -> Iterator[TokenEvent]:
         """Yield every token of every row as it is drawn."""
         strengths = torch.tensor([reward.beta for reward in job.rewards], device=self.lm.device).abs()
-        pieces = [TextStream(self.tokenizer) for _ in job.rows]
+        pieces = [TextStream(self.tokenizer, job.stop) for _ in job.rows]
         for step in self.steps(job):
             values, shifts = chosen_rewards(step).tolist(), shift(step, strengths).tolist()
             for i, (row, token) in enumerate(zip(step.rows.tolist(), step.token_ids.tolist(), strict=True)):
                 reason = self._reason(token, job.stop) if step.finished[i] else None
-                text = cut(pieces[row].add(token, last=reason is not None), job.stop)
+                text = pieces[row].add(token, last=reason is not None)
                 named = {r.name: v for r, v in zip(job.rewards, values[i], strict=True)}
                 yield TokenEvent(row, step.index, token, text, named, shifts[i], reason)
 
@@ -168,10 +173,14 @@ def to_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 class TextStream:
-    """Turns a row's token ids into text piece by piece; a piece waits until its character is whole."""
+    """Turns a row's token ids into text piece by piece; a piece waits until its character is whole.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    Nothing is shown from the first character of `stop` on, though several tokens may have spelt it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str = "") -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._stopped = False
         self._shown: list[int] = []  # the ids of the last piece: decoders look at what stands before
         self._waiting: list[int] = []
 
@@ -185,7 +194,9 @@ class TextStream:
         piece = after[len(before) :]
         # A special token shows nothing; alone before the next piece, it would make that one lose its space.
         self._shown, self._waiting = ([] if piece else self._shown) + self._waiting, []
-        return piece
+        shown = "" if self._stopped else cut(piece, self._stop)
+        self._stopped = self._stopped or len(shown) < len(piece)
+        return shown
 
 
 def _stop_ids(lm: CausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:

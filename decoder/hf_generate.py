@@ -60,12 +60,12 @@ def custom_generate(
     Raises UserError for settings this loop does not do: beams, penalties, stop strings, time limits and
     the like. A streamer is handed by transformers to its own loops only: for streams, take Decoder.stream.
     """
-    from rewards.load import load_reward
+    from rewards.load import load_token_reward
 
     config = generation_config or model.generation_config
     _refuse_unsupported(config, [*(logits_processor or ()), *(stopping_criteria or ())], model_kwargs)
     lm = CausalLM(model, identify(model.name_or_path or "model", model, processing_class))
-    rewards = weigh_rewards(pair_betas(reward, beta), lambda found: load_reward(found, lm))
+    rewards = weigh_rewards(pair_betas(reward, beta), lambda found: load_token_reward(found, lm))
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     rows = _rows(lm, input_ids, model_kwargs.get("attention_mask"), [r.beta for r in rewards], seed, config)
     stop_ids = torch.tensor(_as_list(config.eos_token_id), dtype=torch.long, device=input_ids.device)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from decoder.contracts import Drawn, Probe, Reading, TokenReward
+from decoder.contracts import Drawn, Probe, ProbeSession, Reading, TokenReward
 from decoder.lm import CausalLM
 
 
@@ -95,16 +95,56 @@ def score_samples(
     and forked; its samples pass the model together, all tokens of `max_tokens` padded positions at once.
     """
     for prompt, completions in enumerate(samples):
-        width = max(map(len, completions))
-        size = max(1, max_tokens // width)
-        parts = [completions[i : i + size] for i in range(0, len(completions), size)]
+        parts = _parts(completions, max_tokens)
         yield prompt, torch.cat([_fold_fork(lm, probes, prompts[prompt], part) for part in parts])
+
+
+@torch.inference_mode()
+def running_scores(
+    lm: CausalLM,
+    probe: Probe,
+    prompts: Sequence[Sequence[int]],
+    samples: Sequence[Sequence[Sequence[int]]],
+    *,
+    max_tokens: int = 2048,
+) -> Iterator[tuple[int, list[list[float]]]]:
+    """Yield (prompt, for each of its samples the probe's score of the text up to and with every token).
+
+    They are `Step.probe_scores` of the decode that drew the samples, from one forward; arguments as in
+    `score_samples`. The last one of a sample is its score.
+    """
+    for prompt, completions in enumerate(samples):
+        found: list[list[float]] = []
+        for part in _parts(completions, max_tokens):
+            (prober,), drawn = _read_fork(lm, [probe], prompts[prompt], part)
+            steps = []
+            for t in range(drawn.ids.shape[1]):
+                prober.update(_column(drawn, t))
+                steps.append(prober.score())
+            table = torch.stack(steps, 1).tolist()
+            found += [scores[: len(ids)] for scores, ids in zip(table, part, strict=True)]
+        yield prompt, found
+
+
+def _parts(completions: Sequence[Sequence[int]], max_tokens: int) -> list[Sequence[Sequence[int]]]:
+    size = max(1, max_tokens // max(map(len, completions)))
+    return [completions[i : i + size] for i in range(0, len(completions), size)]
 
 
 def _fold_fork(
     lm: CausalLM, probes: Sequence[Probe], prompt: Sequence[int], completions: Sequence[Sequence[int]]
 ) -> Tensor:
     """Return scores (N, S) of completions of one prompt, read at once."""
+    probers, drawn = _read_fork(lm, probes, prompt, completions)
+    for prober in probers:
+        prober.update(drawn)
+    return torch.stack([prober.score() for prober in probers], -1)
+
+
+def _read_fork(
+    lm: CausalLM, probes: Sequence[Probe], prompt: Sequence[int], completions: Sequence[Sequence[int]]
+) -> tuple[list[ProbeSession], Drawn]:
+    """Return open sessions of N rows and all tokens of the completions, to be folded into them."""
     session = lm.start(tuple(sorted({layer for probe in probes for layer in probe.layers})))
     start, whole = left_pad([prompt], lm.device)
     reading = session.prefill(start, whole)
@@ -117,6 +157,11 @@ def _fold_fork(
     wants_logits = any(probe.reads_logits for probe in probes)
     taps, after = session.read(ids, mask, logits=wants_logits)
     before = None if after is None else torch.cat([reading.logits[fork][:, None], after[:, :-1]], 1)
-    for prober in probers:
-        prober.update(Drawn(ids, mask, taps, before))
-    return torch.stack([prober.score() for prober in probers], -1)
+    return probers, Drawn(ids, mask, taps, before)
+
+
+def _column(drawn: Drawn, t: int) -> Drawn:
+    """Return what was drawn at one position alone."""
+    taps = {layer: states[:, t : t + 1] for layer, states in drawn.taps.items()}
+    logits = None if drawn.logits is None else drawn.logits[:, t : t + 1]
+    return Drawn(drawn.ids[:, t : t + 1], drawn.mask[:, t : t + 1], taps, logits)

@@ -4,10 +4,13 @@ targets hold.
     python -m eval.bench decode
     python -m eval.bench steer --prompts prompts.jsonl
     python -m eval.bench judges reviews.tsv --attribute sentiment --judge minilm --judge vader
+    python -m eval.bench best-of-n candidates.jsonl --scorer probes/arithmetic --scorer logprob --output DIR
+    python -m eval.bench scoring
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -96,7 +99,73 @@ def judges(
     emit("judges", rows, {}, settings)
 
 
-app = make_group({"decode": decode, "steer": steer, "judges": judges})
+def best_of_n(
+    data: Annotated[
+        list[str], typer.Argument(help="Files of decoder.best_of_n --output: the same prompts, a seed each.")
+    ],
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="As in decoder.best_of_n, and short, long, length (both), recorded:NAME (a score that the "
+            "file holds); repeat. The first is what is tested. [logprob]"
+        ),
+    ] = None,
+    combine: Annotated[str | None, typer.Option(help="A rule for all scorers, as one more row.")] = None,
+    combined: Annotated[
+        list[str] | None, typer.Option(help="SCORER,SCORER:RULE, or SCORER:vote; repeat.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Whom the others are compared with; the first.")
+    ] = None,
+    gold: Annotated[
+        str, typer.Option(help="correct, sentiment (most positive) or toxicity (least).")
+    ] = "correct",
+    judge: Annotated[str, typer.Option(help="Of sentiment or toxicity, as in eval.run.")] = "minilm",
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(help="Drop by the first scorer: 4,8,12 or 4,8:keep=0.25 or margin=1.5@6; repeat."),
+    ] = None,
+    chat: Annotated[bool, typer.Option(help="The prompts had passed the chat template.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for tables and pictures.")] = None,
+    model: Model = "smollm2-135m",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """What scorers choose among kept candidates is worth; what dropping candidates early saves and loses."""
+    from decoder.models import quiet_transformers
+    from eval.bench_best_of_n import Comparison, bench_best_of_n
+
+    quiet_transformers()
+    source = {"model": model, "dtype": dtype, "device": device}
+    asked = Comparison(
+        scorer or ["logprob"], combine, combined or [], baseline, gold, judge, drop or [], chat, source
+    )
+    bench_best_of_n(data, asked, output)
+
+
+def scoring(
+    model: Model = "smollm2-135m",
+    probe: Annotated[str, typer.Option(help="Directory, or all-layers: random weights.")] = "all-layers",
+    batch_size: Annotated[int, typer.Option(help="Samples of one prompt.", min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens a sample.", min=2)] = 128,
+    rounds: Annotated[int, typer.Option(help="Times each method runs, in turn.", min=1)] = 7,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+) -> None:
+    """Seconds and forward passes of scoring: while generating, in a replay, by a text reward model."""
+    from decoder.decoder import Decoder
+    from decoder.models import quiet_transformers
+    from eval.bench_scoring import bench_scoring
+    from eval.report import emit
+
+    quiet_transformers()
+    decoder = Decoder.from_pretrained(model, dtype=dtype, device=device)
+    emit("scoring", *bench_scoring(decoder, probe, batch_size, max_new_tokens, rounds))
+
+
+app = make_group(
+    {"decode": decode, "steer": steer, "judges": judges, "best-of-n": best_of_n, "scoring": scoring}
+)
 
 if __name__ == "__main__":
     run(app)

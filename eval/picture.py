@@ -86,7 +86,7 @@ def draw(
         raise UserError("no attribute to draw against fluency; name at least one measure")
     check_measures(curves, [axis.measure for axis in (*attributes, fluency)])
     silent = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else {}
-    with _style().context(["default", STYLE]):
+    with style().context(["default", STYLE]):
         figure = _figure(curves, attributes, fluency)
         figure.savefig(target, format=kind, dpi=192, metadata=silent)
 
@@ -99,7 +99,7 @@ def inline_svg(curves: Sequence[Curve], attributes: Sequence[Axis], fluency: Axi
     return re.sub(r"<!--.*?-->\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
-def _style() -> Any:
+def style() -> Any:
     """Return matplotlib's style module, whose "default" is the same whatever the user's own file says."""
     try:
         from matplotlib import style

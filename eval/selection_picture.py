@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from decoder.contracts import UserError
 from eval.curves import Point, Spot, figure_text
 from eval.dropping_curve import DroppingPoint
-from eval.picture import COLOURS, DASHES, GREY, MARKERS, PALE, STYLE, WIDTH, Look, _style
+from eval.picture import COLOURS, DASHES, GREY, MARKERS, PALE, STYLE, WIDTH, Look, style
 from eval.picture_labels import Labels
 from eval.selection import BestOfCurve
 from eval.stats import Estimate
@@ -77,7 +77,7 @@ def _save(build: Callable[[], Figure], target: Target, file_format: str | None) 
     kind = file_format or (Path(target).suffix[1:].lower() if isinstance(target, Path | str) else "svg")
     if kind not in FORMATS:
         raise UserError(f"cannot draw {str(target)!r} as {kind!r}; end its name in .svg, .png or .pdf")
-    with _style().context(["default", STYLE]):
+    with style().context(["default", STYLE]):
         build().savefig(target, format=kind, dpi=192, metadata=UNDATED[kind])
 
 

@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from decoder.contracts import UserError
 from prompts.answers import is_correct, majority, weighted_vote
 from prompts.reading import Prompt
-from rewards.combine import combine, winner
+from rewards.combine import RULES, combine, winner
 from rewards.scorers import Scorers
 
 Floats = NDArray[Any]
 VOTE = "vote"  # the rule that reads texts beside scores
+
+
+class NoWinnerError(UserError):
+    """No sample of a prompt has a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,13 @@ class Choice:
 def choose(candidates: Sequence[Candidate], prompt: Prompt, scorers: Scorers, rule: str) -> Choice:
     """Return which of a prompt's samples is best by its scorers, combined by `rule` if they are several.
 
-    A sample that was dropped cannot win, though it votes in a majority. Raises UserError where no sample
-    has a score, naming the prompt, and for the oracle without an answer.
+    A sample that was dropped cannot win, though it votes in a majority. Raises NoWinnerError where no sample
+    has a score, naming the prompt, and UserError for the oracle without an answer.
     """
     table = np.stack([column(name, candidates, prompt) for name in scorers.names])
     table[:, [candidate.dropped for candidate in candidates]] = np.nan
     weights = None if scorers.weights is None else np.array(scorers.weights)
+    check_rule(rule, len(table), scorers.weights)
     if rule == VOTE:
         scores = _vote(table, candidates)
     else:
@@ -52,7 +57,17 @@ def choose(candidates: Sequence[Candidate], prompt: Prompt, scorers: Scorers, ru
     try:
         return Choice(winner(scores), scores)
     except UserError as error:
-        raise UserError(f"prompt {prompt.id!r}: {error}") from None
+        raise NoWinnerError(f"prompt {prompt.id!r}: {error}") from None
+
+
+def check_rule(rule: str, n_scorers: int, weights: Sequence[float] | None) -> None:
+    """Raise UserError for an unknown rule and one that does not go with these scorers; before drawing."""
+    if rule != VOTE and rule not in RULES:
+        raise UserError(f"no rule is called {rule!r}: choose one of {', '.join([*RULES, VOTE])}")
+    if rule == VOTE and n_scorers != 1:
+        raise UserError(f"vote weighs one scorer, not {n_scorers}: name one, or another rule")
+    if n_scorers > 1:
+        combine(rule, np.zeros((n_scorers, 1)), weights)  # a rule knows itself which weights it takes
 
 
 def column(name: str, candidates: Sequence[Candidate], prompt: Prompt) -> Floats:
@@ -74,8 +89,6 @@ def correctness(text: str, prompt: Prompt) -> float:
 
 def _vote(table: Floats, candidates: Sequence[Candidate]) -> Floats:
     """Return each sample's share of the vote on its answer, each vote weighing P = sigmoid(score)."""
-    if len(table) != 1:
-        raise UserError(f"vote weighs one scorer, not {len(table)}: name one, or another rule")
     scored = ~np.isnan(table[0])
     votes = np.full(len(candidates), np.nan)
     if scored.any():

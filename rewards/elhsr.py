@@ -117,6 +117,11 @@ class Elhsr:
         """Return the head on this generator. Raises UserError for logits that are not linear in a state."""
         weight, bias = head.weight.detach().to(lm.device), head.bias.detach().to(lm.device)
         if head.config.features == "logits":
+            if head.config.layers != (lm.identity.num_layers,):
+                raise UserError(
+                    f"a probe on logits reads the last layer alone, {lm.identity.num_layers}, not "
+                    f"{list(head.config.layers)}: train it again"
+                )
             weight, bias = fold_unembedding(weight, bias, lm)
         return cls(head.config, weight.float(), bias.float(), digest)
 
@@ -138,16 +143,23 @@ class Elhsr:
         return cls.bind(head, lm, artefact.digest(tensors))
 
 
+@torch.no_grad()
 def fold_unembedding(weight: Tensor, bias: Tensor, lm: CausalLM) -> tuple[Tensor, Tensor]:
     """Return (1, d, 2) and (2,) that read off the last tap what weight (V, 2), bias (2,) read off logits.
 
-    <A, E h + c> = <E' A, h> + <A, c>, exactly. Raises UserError for a model that bends its logits.
+    <A, E h + c> = <E' A, h> + <A, c>, exactly. Raises UserError for a model that caps or scales its logits.
     """
-    if getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None):
+    layer, unembedding = lm.identity.num_layers, lm.model.get_output_embeddings()
+    one = torch.zeros(1, 1, dtype=torch.long, device=lm.device)
+    reading = lm.start((layer,)).prefill(one, one == 0)  # no list of models tells which of them scale
+    plain = unembedding(reading.taps[layer][:, -1]).float()
+    capped = getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
+    if capped or not torch.allclose(plain, reading.logits, rtol=1e-2, atol=1e-2 * float(plain.abs().max())):
         raise UserError(
-            f"{lm.identity.name} caps its logits, so they are not linear in its states: use --features hidden"
+            f"{lm.identity.name} caps or scales its logits, so they are no plain product of its states: "
+            "use --features hidden"
         )
-    shift = getattr(lm.model.get_output_embeddings(), "bias", None)
+    shift = getattr(unembedding, "bias", None)
     offset = 0.0 if shift is None else shift.float() @ weight
     return (lm.output_embeddings.float().T @ weight)[None], bias + offset
 
@@ -163,9 +175,12 @@ def save_pretrained(
 def _shape(directory: Path, config: Mapping[str, Any]) -> ElhsrConfig:
     try:
         layers = tuple(int(layer) for layer in config["layers"])
-        found = ElhsrConfig(layers, config["hidden_size"], config["gate"], config["norm"], config["features"])
+        size = int(config["hidden_size"])
+        found = ElhsrConfig(layers, size, config["gate"], config["norm"], config["features"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory}/config.json lacks or garbles {error}: train the probe again") from None
+    if not layers:
+        raise UserError(f"{directory}/config.json names no layers: train the probe again")
     if found.norm not in get_args(Norm) or found.features not in get_args(Features):
         raise UserError(
             f"{directory}/config.json: unknown norm {found.norm!r} or features {found.features!r}"

@@ -45,3 +45,8 @@ class GatedMean:
     def select(self, rows: Tensor) -> None:
         """Keep these rows' sums."""
         self._sums = self._sums[rows]
+
+
+def gated_mean(gates: Tensor, rewards: Tensor) -> Tensor:
+    """Return the score () of one text from the gates (T,) and rewards (T,) of all its tokens."""
+    return (gates * rewards).sum() / gates.sum().clamp(min=SMALLEST)

@@ -11,7 +11,12 @@ from decoder.contracts import TokenReward, UserError
 from decoder.lm import CausalLM
 from rewards import artefact
 
-KINDS = {"tap_arm": "rewards.arm:TapArm", "elhsr": "rewards.elhsr:Elhsr"}
+KINDS = {
+    "tap_arm": "rewards.arm:TapArm",
+    "elhsr": "rewards.elhsr:Elhsr",
+    "embedding_head": "rewards.embedding_head:EmbeddingHead",
+    "top_logprobs": "rewards.top_logprobs:TopLogprobs",
+}
 FORMS = ("log_probability", "probability")
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -58,6 +63,16 @@ def load_reward(reward: str | Path | TokenReward, lm: CausalLM) -> TokenReward:
     directory, form = find(reward), split_form(reward)[1]
     loaded: TokenReward = _class_of(directory).from_pretrained(directory, lm, form)
     return loaded
+
+
+def load_token_reward(reward: str | Path | TokenReward, lm: CausalLM) -> TokenReward:
+    """Return a reward that can steer. Raises UserError for a probe, which scores whole samples."""
+    found = load_reward(reward, lm)
+    if not isinstance(found, TokenReward):
+        raise UserError(
+            f"{reward} scores whole samples and cannot steer tokens: give it to decoder.best_of_n as --scorer"
+        )
+    return found
 
 
 def _class_of(directory: Path) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from decoder.contracts import Probe, TokenReward, UserError
 from decoder.lm import CausalLM
-from decoder.weighting import pair_betas
 from rewards.likelihood import MeanLogProbability, SelfCertainty
-from rewards.load import find, load_reward
+from rewards.load import load_reward, shipped_names, split_form
 from rewards.path_reward import PathReward
 from rewards.text_reward import TextReward, load
 
@@ -53,27 +54,54 @@ def load_scorers(
     for an unknown name, one given twice, and a saved head that does not fit.
     """
     listed = scorers if isinstance(scorers, Sequence) and not isinstance(scorers, str) else [scorers]
-    if not listed:
-        raise UserError(f"no scorer given: choose among {KNOWN}")
-    names: list[str] = []
-    weights: list[float | None] = []
+    found, weights = name_scorers(listed)
     probes: dict[str, Probe] = {}
     texts: dict[str, TextReward] = {}
-    for item in listed:
-        scorer, weight = _weighted(item)
-        name = _name(scorer)
-        if name in names:
-            raise UserError(f"scorer {name!r} is given twice: leave one out")
-        names.append(name)
-        weights.append(weight)
+    for name, scorer in found.items():
         if isinstance(scorer, TextReward):
             texts[name] = scorer
         elif isinstance(scorer, str) and scorer.startswith("hf:"):
             texts[name] = load(scorer, device=device, dtype=dtype)
         elif name not in GROUPS:
             probes[name] = load_probe(scorer, lm)
+    return Scorers(tuple(found), weights, probes, texts)
+
+
+def name_scorers(
+    scorers: Sequence[ScorerLike],
+) -> tuple[dict[str, ScorerLike], tuple[float, ...] | None]:
+    """Return name -> scorer, and one weight each, or None if no scorer has one; nothing is loaded.
+
+    A second object of one class is numbered. Raises UserError for none at all, an unknown name and one
+    given twice.
+    """
+    if not scorers:
+        raise UserError(f"no scorer given: choose among {KNOWN}")
+    found: dict[str, ScorerLike] = {}
+    weights: list[float | None] = []
+    for item in scorers:
+        scorer, weight = _weighted(item)
+        name = _name(scorer)
+        taken = [other for key, other in found.items() if key.partition("#")[0] == name]
+        if taken and (isinstance(scorer, str | Path) or any(scorer is other for other in taken)):
+            raise UserError(f"scorer {name!r} is given twice: leave one out")
+        if isinstance(scorer, str):
+            _require_known(scorer)
+        found[f"{name}#{len(taken) + 1}" if taken else name] = scorer
+        weights.append(weight)
     chosen = None if all(w is None for w in weights) else tuple(1.0 if w is None else w for w in weights)
-    return Scorers(tuple(names), chosen, probes, texts)
+    return found, chosen
+
+
+def check_names(scorers: Sequence[str]) -> None:
+    """Raise UserError for a name that is no scorer, before a large model is loaded for it."""
+    if scorers:
+        name_scorers(scorers)
+
+
+def has_running_score(name: str) -> bool:
+    """Return whether a scorer known by name scores samples while they are drawn."""
+    return name not in GROUPS and not name.startswith("hf:")
 
 
 def load_probe(scorer: str | Path | Probe | TokenReward, lm: CausalLM) -> Probe:
@@ -84,24 +112,32 @@ def load_probe(scorer: str | Path | Probe | TokenReward, lm: CausalLM) -> Probe:
     return PathReward(found) if isinstance(found, TokenReward) else found
 
 
-def check_names(scorers: Sequence[str]) -> None:
-    """Raise UserError for a name that is no scorer, before a large model is loaded for it."""
-    for item in scorers:
-        name = _weighted(item)[0]
-        if isinstance(name, str) and not (name in PROBES or name in GROUPS or name.startswith("hf:")):
-            try:
-                find(name)
-            except UserError as error:
-                raise UserError(f"{error}; scorers are {KNOWN}") from None
+def _require_known(scorer: str) -> None:
+    names = [*PROBES, *GROUPS, *shipped_names()]
+    bare = str(split_form(scorer)[0])
+    if bare in names or bare.startswith("hf:") or (bare and Path(bare).is_dir()):
+        return
+    near = difflib.get_close_matches(bare, names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise UserError(f"unknown scorer {scorer!r}: {hint}scorers are {KNOWN}")
 
 
 def _weighted(item: ScorerLike) -> tuple[ScorerLike, float | None]:
     """Return the scorer and its weight from "name:weight"; "hf:MODEL" keeps its first colon."""
-    if not isinstance(item, str) or ":" not in item.removeprefix("hf:") or Path(item).exists():
+    bare = item.removeprefix("hf:") if isinstance(item, str) else ""
+    if not isinstance(item, str) or ":" not in bare or Path(bare).exists():
         return item, None
-    prefix = "hf:" if item.startswith("hf:") else ""
-    ((name, weight),) = pair_betas(item.removeprefix("hf:"), None)
-    return f"{prefix}{name}", weight
+    name, _, given = item.rpartition(":")
+    try:
+        weight = float(given)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight >= 0):
+        raise UserError(
+            f"scorer {item!r}: {given!r} is no weight; write NAME:WEIGHT with a number of 0 or more, such as "
+            f"{name or 'logprob'}:2"
+        )
+    return name, weight
 
 
 def _name(scorer: ScorerLike) -> str:

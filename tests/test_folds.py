@@ -14,8 +14,9 @@ from decoder.contracts import Drawn, Probe, ProbeSession, Reading, UserError
 from decoder.replay import left_pad, right_pad, score_path
 from rewards.arm import Summary
 from rewards.fold import GatedMean
-from rewards.likelihood import MeanLogProbability, SelfCertainty, TopLogprobs, features_of_records
+from rewards.likelihood import MeanLogProbability, SelfCertainty
 from rewards.path_reward import PathReward
+from rewards.top_logprobs import TopLogprobs, features_of_records
 from tests.heads import LAYERS, as_lm, tiny_arm
 
 B, T, V, M = 3, 5, 11, 4

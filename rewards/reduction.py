@@ -1,0 +1,76 @@
+"""Fewer numbers a tap to fit on: principal directions of each layer's states, and the way back.
+
+A probe over all layers has tens of thousands of weights, a few hundred prompts to learn from, and states
+that share most of their variance. Fitting in each layer's leading directions is faster and overfits less,
+and nothing of it is left in the saved probe: the weights are mapped back to the states themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rewards.elhsr import Norm, normalise
+
+SAMPLE = 40_000  # tokens that the directions are found on
+CHUNK = 16_384  # tokens read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """How states become fit features: z = (h - mean) basis for each tap.
+
+    means: (L, d) float32. bases: (L, d, c) float32, the leading directions over their standard deviations.
+    """
+
+    means: Tensor
+    bases: Tensor
+
+    def apply(self, taps: Mapping[int, Tensor], layers: tuple[int, ...], norm: Norm) -> Tensor:
+        """Return features (N, L * c) float32 of states (N, d) a layer."""
+        n_tokens, width = len(taps[layers[0]]), self.bases.shape[2]
+        features = torch.empty(n_tokens, len(layers) * width)
+        for i, layer in enumerate(layers):
+            for rows, h in _chunks(taps[layer], norm):
+                features[rows, i * width : (i + 1) * width] = (h - self.means[i]) @ self.bases[i]
+        return features
+
+    def fold_back(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight (L, d, 2) and bias (2,) on states, from weight (L * c, 2), bias (2,) on features."""
+        per_tap = weight.double().reshape(len(self.bases), -1, 2)
+        folded = self.bases.double() @ per_tap  # (L, d, 2)
+        shift = torch.einsum("ld,ldk->k", self.means.double(), folded)
+        return folded.float(), (bias.double() - shift).float()
+
+
+def find_reduction(
+    taps: Mapping[int, Tensor], rows: Tensor, layers: tuple[int, ...], norm: Norm, components: int
+) -> Reduction:
+    """Return the reduction to `components` directions a layer, at most d, found on the tokens `rows`.
+
+    Directions are scaled to unit variance, so that weight decay asks the same of all of them.
+    """
+    if len(rows) > SAMPLE:
+        rows = rows[torch.linspace(0, len(rows) - 1, SAMPLE).long()]
+    found = [_leading(normalise(taps[layer][rows], norm), components) for layer in layers]
+    return Reduction(torch.stack([mean for mean, _ in found]), torch.stack([basis for _, basis in found]))
+
+
+def _leading(h: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """Return mean (d,) and basis (d, c) of states (n, d)."""
+    mean = h.mean(0)
+    centred = h - mean
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(h))  # ascending
+    kept = slice(-min(components, h.shape[1]), None)
+    floor = variances[-1] * 1e-6  # a direction without variance says nothing, and must not be blown up
+    scales = variances[kept].clamp(min=floor.clamp(min=1e-12)).rsqrt()
+    return mean, directions[:, kept] * scales
+
+
+def _chunks(states: Tensor, norm: Norm) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(states), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(states)))
+        yield rows, normalise(states[rows], norm)
