@@ -35,7 +35,7 @@ Scorer = Annotated[
     ),
 ]
 Style = Annotated[str | None, typer.Option(help="How problems are asked: chat or plain.")]
-N = Annotated[int, typer.Option("--n", "-n", help="Samples a prompt.", min=1)]
+N = Annotated[int, typer.Option("--n", "-n", help="Samples a prompt.")]
 Combine = Annotated[str, typer.Option(help=f"Of several scorers: {RULES}.")]
 DropAt = Annotated[
     list[int] | None,
@@ -102,7 +102,7 @@ def best_of_n(
     """Draw N samples a prompt and choose the best by scores read off the same forward pass."""
     asked = _collect(texts, prompts, problems, style)[:limit]
     scorers, rewards = scorer or ["logprob"], reward or []
-    _check(scorers, combine, rewards, beta, asked)
+    _check(n, scorers, combine, rewards, beta, asked)
 
     from decoder.best_of_run import load, report, write
     from decoder.decoder import make_config
@@ -140,7 +140,7 @@ def _collect(
 
 
 def _check(
-    scorers: list[str], rule: str, rewards: list[str], beta: float | None, prompts: list[Prompt]
+    n: int, scorers: list[str], rule: str, rewards: list[str], beta: float | None, prompts: list[Prompt]
 ) -> None:
     """Refuse what is wrong before a large model is loaded for it."""
     from decoder.contracts import UserError
@@ -149,6 +149,8 @@ def _check(
     from rewards.scorers import name_scorers
 
     quiet_transformers()
+    if n < 1:
+        raise UserError(f"n is {n}: give at least 1 sample a prompt")
     names, weights = name_scorers(scorers)
     check_rule(rule, len(names), weights)
     if beta is not None and not rewards:

@@ -16,8 +16,9 @@ from decoder.contracts import UserError
 from decoder.decoder import DecodeConfig, Decoder
 from decoder.dropping import DropSchedule
 from decoder.generate import pick_rewards
+from decoder.pending import to_json
 from decoder.records import about, fingerprint
-from decoder.run_store import RunStore
+from decoder.run_store import RunStore, print_line
 from decoder.terminal import progress
 from prompts.reading import Prompt
 from rewards.choice import Candidate, Choice, NoWinnerError, choose
@@ -61,14 +62,15 @@ def write(
     if output is None:
         lines, failed = _winners(_in_memory(job), job.scorers, rule)
         for line in lines:
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            print_line(sys.stdout, to_json(line) + b"\n")
     else:
         _store(job, settings, output, overwrite=overwrite)
         lines, failed = _winners(zip(job.prompts, _stored(output), strict=True), job.scorers, rule)
         _write_winners(output.with_suffix(f".best{output.suffix}"), lines)
     if failed:
-        others = f"; {len(failed)} of {len(job.prompts)} prompts have no winner, the others' are written"
-        raise UserError(f"{failed[0]}{others}")
+        raise UserError(
+            f"{failed[0]}; {len(failed)} of {len(job.prompts)} prompts have no winner, all else is written"
+        )
     return lines
 
 
@@ -155,9 +157,10 @@ def _write_winners(path: Path, lines: Sequence[Line]) -> None:
     """Write one line a prompt, whole or not at all."""
     half = path.with_name(f".{path.name}.tmp")
     try:
-        half.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+        half.write_bytes(b"".join(to_json(line) + b"\n" for line in lines))
         half.replace(path)
     except OSError as error:
+        half.unlink(missing_ok=True)
         raise UserError(f"cannot write {path} ({error.strerror}); the candidates are kept") from None
 
 

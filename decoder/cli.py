@@ -19,10 +19,11 @@ COMMANDS = {
     "best-of-n": ("decoder.best_of_n", "Draw N samples a prompt and choose the best."),
     "check": ("decoder.check", "Check a model and a reward: batching, caching, beta 0, vocabulary."),
     "train-arm": ("rewards.train_arm", "Train a steering reward from your labels."),
+    "train-elhsr": ("rewards.train_elhsr", "Train a Best-of-N probe from labelled samples."),
     "measure": ("eval.run", "Measure generations: toxicity, sentiment, perplexity, diversity."),
     "compare": ("eval.compare", "Compare two evaluations, paired over prompts."),
     "tradeoff": ("eval.tradeoff", "Attribute against perplexity over beta: table, picture, HTML report."),
-    "bench": ("eval.bench", "Benchmarks: speed of decoding, effect of beta."),
+    "bench": ("eval.bench", "Benchmarks: decoding, steering, choosing, judges."),
 }
 
 # Newer typer carries its own copy of click and exports this class only as a base.
@@ -126,7 +127,7 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv[:2] = [f"tiller {name}"]
         run(importlib.import_module(COMMANDS[sys.argv[0].split()[1]][0]).app)
-    listing = "\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())
+    listing = "\n".join(f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
     usage = f"usage: tiller COMMAND [OPTIONS]\n\n{listing}\n\ntiller COMMAND --help tells the options."
     if name in ("-h", "--help"):
         print(usage)

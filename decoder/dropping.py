@@ -67,7 +67,7 @@ class Dropping:
         if not (halves or decides or any(finished)):  # else the scores may stay on the device
             return (False,) * len(finished)
         live = rows.cpu().numpy()
-        self._scores[live] = scores.double().cpu().numpy()
+        self._scores[live] = scores.cpu().double().numpy()
         for group in self._groups if halves or decides else ():
             self._compare(group, halves, decides)
         return tuple(bool(out) and not end for out, end in zip(~self._competing[live], finished, strict=True))

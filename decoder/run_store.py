@@ -234,7 +234,7 @@ class StdoutStore:
         self._pending.require_missing(prompt_index, sample_index)
         self._pending.put(prompt_index, sample_index, to_json(record))
         while (line := self._pending.next_line()) is not None:
-            self._print(line)
+            print_line(self._stream, line)
             self._pending.line_written()
 
     def finish(self) -> None:
@@ -247,13 +247,15 @@ class StdoutStore:
     def __exit__(self, *exc: object) -> None:
         return None
 
-    def _print(self, line: bytes) -> None:
-        with _failures("standard output", "use --output FILE, which keeps finished samples"):
-            try:
-                self._stream.write(line.decode())
-            except UnicodeEncodeError:  # not a UTF-8 stream: the same JSON in ASCII
-                self._stream.write(json.dumps(json.loads(line)) + "\n")
-            self._stream.flush()
+
+def print_line(stream: TextIO, line: bytes) -> None:
+    """Write a line of JSON to a stream. A failed write is a `UserError`, but a closed pipe passes through."""
+    with _failures("standard output", "use --output FILE, which keeps finished samples"):
+        try:
+            stream.write(line.decode())
+        except UnicodeEncodeError:  # not a UTF-8 stream: the same JSON in ASCII
+            stream.write(json.dumps(json.loads(line)) + "\n")
+        stream.flush()
 
 
 @contextmanager

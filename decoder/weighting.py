@@ -37,7 +37,8 @@ def pair_betas(rewards: Rewards, beta: float | Sequence[float] | None) -> list[t
     if isinstance(rewards, Mapping):
         beta = list(rewards.values())
         rewards = list(rewards)
-    listed = [rewards] if isinstance(rewards, str | Path | TokenReward) else list(rewards)
+    several = isinstance(rewards, Sequence) and not isinstance(rewards, str)
+    listed: list[RewardLike] = [*rewards] if several else [rewards]  # type: ignore[misc, list-item]
     betas = list(beta) if isinstance(beta, Sequence) else [1.0 if beta is None else beta] * len(listed)
     if len(betas) != len(listed):
         raise UserError(

@@ -59,10 +59,12 @@ class ElhsrHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2))
 
 
-def normalise(states: Tensor, norm: Norm) -> Tensor:
-    """Return states (..., d) in float32, over their root mean square if `norm` is "rms"."""
-    h = states.float()
-    return h * (h.square().mean(-1, keepdim=True) + 1e-6).rsqrt() if norm == "rms" else h
+def scale(h: Tensor, norm: Norm) -> Tensor:
+    """Return what states h (..., d) float32 are multiplied by, (..., 1): 1 / root mean square, or 1."""
+    if norm == "none":
+        return h.new_ones(*h.shape[:-1], 1)
+    square: Tensor = torch.linalg.vecdot(h, h)
+    return (square[..., None] / h.shape[-1] + 1e-6).rsqrt()
 
 
 def project(taps: Mapping[int, Tensor], weight: Tensor, bias: Tensor, config: ElhsrConfig) -> Tensor:
@@ -73,10 +75,7 @@ def project(taps: Mapping[int, Tensor], weight: Tensor, bias: Tensor, config: El
     total = bias
     for layer, columns in zip(config.layers, weight, strict=True):
         h = taps[layer].float()
-        share = h @ columns
-        if config.norm == "rms":
-            share = share * (torch.linalg.vecdot(h, h)[..., None] / h.shape[-1] + 1e-6).rsqrt()
-        total = total + share
+        total = total + (h @ columns) * scale(h, config.norm)
     return total
 
 

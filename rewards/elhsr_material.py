@@ -48,6 +48,20 @@ class RolloutSet:
     groups: Tensor
     seconds: float
 
+    def subset(self, prompts: Tensor) -> RolloutSet:
+        """Return the rollouts with those numbers (P,), ascending, on the same states; groups keep theirs."""
+        kept, numbers = torch.isin(self.groups, prompts), prompts.sort().values.tolist()
+        states = RolloutStates(self.states.taps, self.states.starts[kept], self.states.lengths[kept])
+        return RolloutSet(
+            [self.rollouts[i] for i in numbers],
+            [self.prompt_ids[i] for i in numbers],
+            [self.completion_ids[i] for i in numbers],
+            states,
+            self.labels[kept],
+            self.groups[kept],
+            self.seconds,
+        )
+
     def logprobs(self, loaded: LoadedModel, m: int) -> list[Tensor]:
         """Return the top-m log-probability features (T, m + 1) of every completion, by replay."""
         return features_by_replay(loaded.lm, self.prompt_ids, self.completion_ids, m)

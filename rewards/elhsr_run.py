@@ -108,10 +108,10 @@ def train(
     sides = split(material.rollouts, seed, recipe.loss)
     if size is not None:
         sides = _first(*sides, size, seed)
-    fitted = fit_form(search.shape, recipe, material, loaded, *sides)
+    fitted = fit_form(search.shape, recipe, material.subset(torch.cat(sides)), loaded, *sides)
     seconds = time.perf_counter() - begin
-    measures = {"validation": _measure(fitted, material, sides[1])}
-    measures |= {name: _measure(fitted, each, None) for name, each in read.items() if name != "training"}
+    measured = {"validation": material.subset(sides[1]), **{k: v for k, v in read.items() if k != "training"}}
+    measures = {name: measure_choice(*each.by_prompt(fitted.score(each))) for name, each in measured.items()}
     return Trained(fitted, sum(map(len, sides)), seed, seconds, measures)
 
 
@@ -121,12 +121,6 @@ def _first(train: Tensor, validation: Tensor, size: int, seed: int) -> tuple[Ten
     held_out = max(1, size // 5)
     picked = train[torch.randperm(len(train), generator=generator)[: size - held_out]]
     return picked.sort().values, validation[torch.randperm(len(validation), generator=generator)[:held_out]]
-
-
-def _measure(fitted: Fitted, material: RolloutSet, prompts: Tensor | None) -> ChoiceMeasures:
-    by_prompt, labels = material.by_prompt(fitted.score(material))
-    kept = range(len(labels)) if prompts is None else prompts.tolist()
-    return measure_choice([by_prompt[i] for i in kept], [labels[i] for i in kept])
 
 
 def describe(

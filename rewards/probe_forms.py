@@ -58,7 +58,7 @@ def make_shape(
     pooling: embedding_head.Pooling,
     alternatives: int,
 ) -> Shape:
-    """Return the shape that a command's options ask for, still without a model's numbers; 0: all directions."""
+    """Return the shape that options ask for, still without a model's numbers; components 0 means all."""
     config = ElhsrConfig(layers, 0, gate, norm, features)
     return Shape(form, config, components or sys.maxsize, pooling, alternatives=alternatives)
 
@@ -91,9 +91,10 @@ def _fit_elhsr(
 
 
 def _tokens(material: RolloutSet, reduction: Reduction, config: ElhsrConfig) -> Tokens:
-    states = material.states
-    features = reduction.apply(states.taps, config.layers, config.norm)
-    return Tokens(features, states.starts, states.lengths, material.groups, material.labels)
+    lengths = material.states.lengths
+    rows, _ = material.states.rows_of(torch.arange(len(lengths)))
+    features = reduction.apply(material.states.taps, config.layers, config.norm, rows)
+    return Tokens(features, lengths.cumsum(0) - lengths, lengths, material.groups, material.labels)
 
 
 def to_head(fitted: Fit, reduction: Reduction, config: ElhsrConfig, loaded: LoadedModel) -> ElhsrHead:
@@ -145,20 +146,15 @@ def _fit_embedding(
 def _fit_top_logprobs(
     shape: Shape, recipe: Recipe, material: RolloutSet, loaded: LoadedModel, train: Tensor, validation: Tensor
 ) -> Fitted:
-    read: dict[int, list[Tensor]] = {}  # by identity: a set is read once, though it is scored several times
-
-    def features(rollouts: RolloutSet) -> list[Tensor]:
-        if id(rollouts) not in read:
-            read[id(rollouts)] = rollouts.logprobs(loaded, shape.alternatives)
-        return read[id(rollouts)]
-
     probe, value, epoch = fit_top_logprobs.fit(
-        features(material), material.labels, material.groups, *_masks(material, train, validation),
+        material.logprobs(loaded, shape.alternatives), material.labels, material.groups,
+        *_masks(material, train, validation),
         lr=recipe.learning_rate, batch_groups=recipe.batch_prompts, **_shared(recipe),
     )  # fmt: skip
 
     def score(rollouts: RolloutSet) -> Tensor:
-        return torch.stack([gated_mean(*probe.weigh(each)) for each in features(rollouts)])
+        features = rollouts.logprobs(loaded, shape.alternatives)
+        return torch.stack([gated_mean(*probe.weigh(each)) for each in features])
 
     def save(folder: Path, identity: ModelIdentity, about: Mapping[str, Any]) -> None:
         probe.save_pretrained(folder, identity, about)

@@ -7,13 +7,13 @@ and nothing of it is left in the saved probe: the weights are mapped back to the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rewards.elhsr import Norm, normalise
+from rewards.elhsr import Norm, scale
 
 SAMPLE = 40_000  # tokens that the directions are found on
 CHUNK = 16_384  # tokens read at a time
@@ -29,13 +29,15 @@ class Reduction:
     means: Tensor
     bases: Tensor
 
-    def apply(self, taps: Mapping[int, Tensor], layers: tuple[int, ...], norm: Norm) -> Tensor:
-        """Return features (N, L * c) float32 of states (N, d) a layer."""
-        n_tokens, width = len(taps[layers[0]]), self.bases.shape[2]
-        features = torch.empty(n_tokens, len(layers) * width)
+    def apply(self, taps: Mapping[int, Tensor], layers: tuple[int, ...], norm: Norm, rows: Tensor) -> Tensor:
+        """Return features (n, L * c) float32 of the tokens `rows` (n,) of states (N, d) a layer."""
+        width = self.bases.shape[2]
+        features = torch.empty(len(rows), len(layers) * width)
         for i, layer in enumerate(layers):
-            for rows, h in _chunks(taps[layer], norm):
-                features[rows, i * width : (i + 1) * width] = (h - self.means[i]) @ self.bases[i]
+            shift, columns = self.means[i] @ self.bases[i], slice(i * width, (i + 1) * width)
+            for chosen in torch.arange(len(rows)).split(CHUNK):
+                h = taps[layer][rows[chosen]].float()
+                features[chosen, columns] = (h @ self.bases[i]) * scale(h, norm) - shift
         return features
 
     def fold_back(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +57,8 @@ def find_reduction(
     """
     if len(rows) > SAMPLE:
         rows = rows[torch.linspace(0, len(rows) - 1, SAMPLE).long()]
-    found = [_leading(normalise(taps[layer][rows], norm), components) for layer in layers]
+    states = (taps[layer][rows].float() for layer in layers)
+    found = [_leading(h * scale(h, norm), components) for h in states]
     return Reduction(torch.stack([mean for mean, _ in found]), torch.stack([basis for _, basis in found]))
 
 
@@ -68,9 +71,3 @@ def _leading(h: Tensor, components: int) -> tuple[Tensor, Tensor]:
     floor = variances[-1] * 1e-6  # a direction without variance says nothing, and must not be blown up
     scales = variances[kept].clamp(min=floor.clamp(min=1e-12)).rsqrt()
     return mean, directions[:, kept] * scales
-
-
-def _chunks(states: Tensor, norm: Norm) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(states), CHUNK):
-        rows = slice(start, min(start + CHUNK, len(states)))
-        yield rows, normalise(states[rows], norm)

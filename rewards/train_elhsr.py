@@ -14,6 +14,7 @@ import typer
 
 from decoder.cli import make_app, run
 from decoder.contracts import UserError
+from rewards.output_folder import plan_output
 
 Rollouts = Annotated[
     str,
@@ -110,11 +111,9 @@ def train_elhsr(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train a probe that scores whole samples by the states of the model that drew them."""
-    from rewards.output_folder import plan_output
-
     taps = parse_layers(layers)
     plan_output(output, ["probe"], overwrite=overwrite)
-    # torch takes seconds to import; neither --help nor a mistake in the options must wait for it
+
     from rewards.arm_run import ModelOptions
     from rewards.elhsr_material import DataOptions
     from rewards.elhsr_run import Search, train_and_save

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -340,6 +341,22 @@ def test_samples_that_do_not_meet(tiny_model: PreTrainedModel, tokenizer: PreTra
     with pytest.raises(UserError, match=r"all 7 samples.*batch_size is 6: raise it to 7"):
         job(tiny_model, tokenizer, DropSchedule((2,)), ["logprob"], batch_size=6)
     job(tiny_model, tokenizer, NEVER, ["logprob"], batch_size=6)
+
+
+@pytest.mark.parametrize("batch_size", [7, 10, 13, 14, 40])
+def test_a_prompts_samples_meet_in_one_batch(
+    tiny_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> None:
+    """Every prompt whole, each once, in batches of no more rows than allowed, however ragged the prompts."""
+    made = job(tiny_model, tokenizer, DropSchedule((2,)), ["logprob"], batch_size=batch_size)
+    many = replace(made, prompts=[TEXT] * 30, token_ids=[[5] * (1 + i * 7 % 11) for i in range(30)])
+    seen = []
+    for batch in many.batches():
+        assert len(batch.rows) <= batch_size
+        rows = [(batch.prompts[place], sample) for place, sample in batch.rows]
+        assert sorted(rows) == [(p, s) for p in sorted(batch.prompts) for s in range(SAMPLES)]
+        seen += batch.prompts
+    assert sorted(seen) == list(range(30))
 
 
 def test_a_scorer_that_has_no_running_score(

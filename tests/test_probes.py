@@ -22,9 +22,12 @@ from transformers import (
 )
 
 from decoder.contracts import Completion, Probe, UserError
+from decoder.decoder import Decoder
 from decoder.hf_backend import HFBackend, Job
+from decoder.hf_generate import custom_generate
 from decoder.lm import CausalLM, identify
-from decoder.replay import score_path, score_samples
+from decoder.models import LoadedModel
+from decoder.replay import left_pad, right_pad, score_path, score_samples
 from decoder.sampling import SamplingConfig
 from decoder.weighting import WeightedReward
 from rewards.elhsr import Elhsr, ElhsrConfig, ElhsrHead, Norm, save_pretrained
@@ -32,7 +35,7 @@ from rewards.likelihood import MeanLogProbability, SelfCertainty
 from rewards.load import load_reward
 from rewards.path_reward import PathReward
 from tests.heads import as_lm, tiny_arm
-from tests.tiny import VOCAB
+from tests.tiny import ARCHITECTURES, CONTEXT, VOCAB
 
 PROMPTS = [[5, 17, 200], [9], [33, 44, 55, 66, 77, 88, 99]]
 SAMPLES, LENGTH = 3, 8
@@ -365,6 +368,35 @@ def test_what_a_probe_costs(tiny_model: PreTrainedModel, tokenizer: PreTrainedTo
         assert sum(seen) == prompt + sum(len(each.token_ids) - 1 + more for each in done.values())
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_text_may_fill_the_context(tokenizer: PreTrainedTokenizerBase, architecture: str) -> None:
+    """The last token is read at the last position that there is, in the decode and in the replay."""
+    lm = as_lm(ARCHITECTURES[architecture](), tokenizer)
+    prompt = [5 + i for i in range(CONTEXT - LENGTH)]
+    probes = {"p": bound(lm, ElhsrConfig((1, 4), 32))}
+    job = Job([prompt], [(0, 0), (0, 1)], [0], [], SAMPLED, LENGTH, 0, probes=probes)
+    done = list(HFBackend(lm, tokenizer).complete(job))
+    assert [len(each.token_ids) for each in done] == [LENGTH, LENGTH]
+    ((_, scores),) = score_samples(lm, [*probes.values()], [prompt], [[each.token_ids for each in done]])
+    close(torch.tensor([[each.scores["p"]] for each in done]), scores)
+
+
+def test_many_tokens_at_once_after_padded_prompts(any_model: PreTrainedModel) -> None:
+    """`LMSession.read`, forked and ragged on either side: taps and logits as of each text alone."""
+    session = as_lm(any_model).start((0, 2, 4))
+    given, ragged = [[7, 8, 9, 10], [250], [40, 41], [1, 2, 3]], [0, 0, 1, 2]
+    with torch.inference_mode():
+        session.prefill(*left_pad(PROMPTS))
+        session.select(torch.tensor(ragged))
+        taps, logits = session.read(*right_pad(given), logits=True)
+    assert logits is not None
+    for row, (prompt, tokens) in enumerate(zip(ragged, given, strict=True)):
+        states, expected = read_alone(any_model, PROMPTS[prompt], tokens)
+        torch.testing.assert_close(logits[row, : len(tokens)], expected, rtol=1e-4, atol=1e-4)
+        for layer, tap in taps.items():
+            torch.testing.assert_close(tap[row, : len(tokens)], states[layer], rtol=1e-4, atol=1e-4)
+
+
 # On disk.
 
 
@@ -381,6 +413,26 @@ def test_a_saved_probe_says_the_same(
     assert isinstance(loaded, Probe)
     done = decoded(tiny_model, tokenizer, {"saved": loaded, "made": bound(lm, config)})
     close(scores_of(done)[:, 0], scores_of(done)[:, 1])
+
+
+def test_a_probe_does_not_steer(
+    tiny_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """By object or by directory, in `generate` and inside transformers: it is said that it cannot."""
+    lm = as_lm(tiny_model, tokenizer)
+    save_pretrained(random_head(ElhsrConfig((1, 3), 32)), tmp_path / "probe", lm.identity, {})
+    decoder = Decoder(LoadedModel(lm, tokenizer))
+    for reward in (bound(lm, ElhsrConfig((1, 3), 32)), str(tmp_path / "probe"), [tmp_path / "probe"]):
+        for beta in (1.0, -1.0):
+            with pytest.raises(UserError, match="cannot steer tokens"):
+                decoder.generate("Rain", reward=reward, beta=beta)
+    with pytest.raises(UserError, match="cannot steer tokens"):
+        tiny_model.generate(
+            torch.tensor([[5, 6]]),
+            custom_generate=custom_generate,
+            reward=str(tmp_path / "probe"),
+            max_new_tokens=3,
+        )
 
 
 def test_digests_tell_weights_apart(

@@ -163,7 +163,7 @@ def test_a_reduction_folds_back() -> None:
     generator = torch.Generator().manual_seed(0)
     taps = {layer: torch.randn(200, 16, generator=generator) * (1 + layer) for layer in (0, 3)}
     reduction = find_reduction(taps, torch.arange(150), (0, 3), "none", 6)
-    features = reduction.apply(taps, (0, 3), "none")
+    features = reduction.apply(taps, (0, 3), "none", torch.arange(200))
     assert features.shape == (200, 12)
     inside = features[:150]
     assert torch.allclose(inside.mean(0), torch.zeros(12), atol=1e-4)
