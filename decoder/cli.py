@@ -78,7 +78,8 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> NoReturn:
     """Run an app and exit: 0, 1 for a check that failed, 2 with one line for bad input, 130 for Ctrl-C."""
     code: Any = 0
     try:
-        code = app(args=_repeat_lists(app, arguments or sys.argv[1:]), standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        code = app(args=_repeat_lists(app, given), standalone_mode=False)
     except UsageError as error:
         _complain(error.format_message())  # type: ignore[attr-defined]
         code = 2

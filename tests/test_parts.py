@@ -443,7 +443,7 @@ def test_tiller_refuses_other_commands(tiller: Tiller) -> None:
     """An unknown command is one line with the known ones, exit 2."""
     code, out, err = tiller("generat")
     assert (code, out) == (2, "")
-    assert err.startswith("error: unknown command 'generat': choose one of generate, check, ")
+    assert err.startswith("error: unknown command 'generat': choose one of generate, best-of-n, ")
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
