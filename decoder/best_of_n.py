@@ -22,7 +22,7 @@ from decoder.generate import PromptFile, Text, collect_prompts
 if TYPE_CHECKING:
     from prompts.reading import Prompt
 
-RULES = "ranking (worst rank), rank_sum, scaling (min-max), zscore; vote (one scorer's weighted majority)"
+RULES = "ranking (worst rank), rank_sum, scaling (min-max), zscore; vote (weighted majority)"
 Problems = Annotated[
     str | None,
     typer.Option(help="Problems with answers: arithmetic:SPLIT:N:SEED, a JSONL file, or OWNER/NAME."),

@@ -91,8 +91,8 @@ def check_rule(rule: str, parts: Sequence[str]) -> None:
     """Raise UserError for a rule that is unknown, or that does not combine so many scorers."""
     if rule not in (*RULES, VOTE):
         raise UserError(f"no rule is called {rule!r}; use one of: {', '.join(RULES)}, {VOTE}")
-    if (rule == VOTE) != (len(parts) == 1):
-        raise UserError(f"{rule} of {', '.join(parts)}: vote weighs one scorer, the other rules several")
+    if rule != VOTE and len(parts) == 1:
+        raise UserError(f"{rule} of {parts[0]}: name several scorers, or let it vote")
 
 
 def combined(scored: Scored, parts: Sequence[str], rule: str, seeds: Seeds) -> Columns:
@@ -106,13 +106,20 @@ def combined(scored: Scored, parts: Sequence[str], rule: str, seeds: Seeds) -> C
     shares = weights if any(part in scored.weights for part in parts) else None
     return [
         [
-            _voted(group, scored.columns[parts[0]][seed][p])
-            if rule == VOTE
-            else combine(rule, np.stack([scored.columns[part][seed][p] for part in parts]), shares)
+            _joined(rule, np.stack([scored.columns[part][seed][p] for part in parts]), group, shares)
             for p, group in enumerate(groups)
         ]
         for seed, groups in enumerate(seeds)
     ]
+
+
+def _joined(rule: str, table: Floats, group: Group, weights: Sequence[float] | None) -> Floats:
+    """Return one score of each sample from (S, N) scores."""
+    from rewards.choice import vote
+
+    if rule == VOTE:
+        return vote(table, group.texts, None if weights is None else np.array(weights))
+    return combine(rule, table, weights)
 
 
 def _needs_no_model(name: str) -> bool:
@@ -143,17 +150,6 @@ def _recorded(group: Group, name: str) -> Floats:
             raise UserError(f"{where}: no score {name!r} is recorded, only: {there}; name one of those")
         found.append(math.nan if scores[name] is None else float(scores[name]))
     return np.array(found)
-
-
-def _voted(group: Group, scores: Floats) -> Floats:
-    """Return each sample's share of the vote on its answer, weighed by the scores; NaN without any score."""
-    from rewards.choice import Candidate, choose
-    from rewards.scorers import Scorers
-
-    if np.isnan(scores).all():
-        return scores
-    samples = [Candidate(text, {"": value}) for text, value in zip(group.texts, scores.tolist(), strict=True)]
-    return choose(samples, group.prompt, Scorers(("",), None, {}, {}), VOTE).scores
 
 
 def _replayed(

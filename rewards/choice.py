@@ -17,6 +17,7 @@ from rewards.scorers import Scorers
 
 Floats = NDArray[Any]
 VOTE = "vote"  # the rule that reads texts beside scores
+SHARPNESS = 2.0  # of votes, a standard deviation of the scores; chosen on training problems
 
 
 class NoWinnerError(UserError):
@@ -51,7 +52,7 @@ def choose(candidates: Sequence[Candidate], prompt: Prompt, scorers: Scorers, ru
     weights = None if scorers.weights is None else np.array(scorers.weights)
     check_rule(rule, len(table), scorers.weights)
     if rule == VOTE:
-        scores = _vote(table, candidates)
+        scores = vote(table, [candidate.text for candidate in candidates], weights)
     else:
         scores = table[0] if len(table) == 1 else combine(rule, table, weights)
     try:
@@ -64,10 +65,8 @@ def check_rule(rule: str, n_scorers: int, weights: Sequence[float] | None) -> No
     """Raise UserError for an unknown rule and one that does not go with these scorers; before drawing."""
     if rule != VOTE and rule not in RULES:
         raise UserError(f"no rule is called {rule!r}: choose one of {', '.join([*RULES, VOTE])}")
-    if rule == VOTE and n_scorers != 1:
-        raise UserError(f"vote weighs one scorer, not {n_scorers}: name one, or another rule")
-    if n_scorers > 1:
-        combine(rule, np.zeros((n_scorers, 1)), weights)  # a rule knows itself which weights it takes
+    if n_scorers > 1:  # a rule knows itself which weights it takes
+        combine("zscore" if rule == VOTE else rule, np.zeros((n_scorers, 1)), weights)
 
 
 def column(name: str, candidates: Sequence[Candidate], prompt: Prompt) -> Floats:
@@ -87,14 +86,18 @@ def correctness(text: str, prompt: Prompt) -> float:
     return np.nan if found is None else float(found)
 
 
-def _vote(table: Floats, candidates: Sequence[Candidate]) -> Floats:
-    """Return each sample's share of the vote on its answer, each vote weighing P = sigmoid(score)."""
-    scored = ~np.isnan(table[0])
-    votes = np.full(len(candidates), np.nan)
+def vote(table: Floats, texts: Sequence[str], weights: Floats | None = None) -> Floats:
+    """Return each sample's share of the vote on its answer (N,), from scores (S, N); NaN where one is NaN.
+
+    A vote weighs exp(2 z), where z is the z-score combination of the scorers within the group: weighted
+    self-consistency (Li et al. 2023), whatever the scale of the scores.
+    """
+    z = combine("zscore", table, weights)
+    scored = ~np.isnan(z)
+    votes = np.full(len(texts), np.nan)
     if scored.any():
-        weights = 1 / (1 + np.exp(-table[0][scored]))
-        texts = [candidate.text for candidate, kept in zip(candidates, scored, strict=True) if kept]
-        # Among samples of one answer the vote ties; the scorer's own favourite shall win, by far less
-        # than one vote weighs.
-        votes[scored] = weighted_vote(texts, weights) + 1e-6 * weights
+        weighed = np.exp(SHARPNESS * (z[scored] - z[scored].max()))
+        kept = [text for text, counts in zip(texts, scored, strict=True) if counts]
+        # Samples of one answer tie; the favourite among them shall win, by far less than one vote weighs.
+        votes[scored] = weighted_vote(kept, weighed) + 1e-9 * weighed
     return votes

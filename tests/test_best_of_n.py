@@ -350,7 +350,8 @@ def test_majority_vote_and_oracle(made: Made, tmp_path: Path) -> None:
 
     voted = lines("--scorer", "logprob", "--combine", "vote")[0]
     for line, each, records in zip(voted, said, groups, strict=True):
-        votes = [1 / (1 + math.exp(-record["scores"]["logprob"])) for record in records]
+        found = np.array([record["scores"]["logprob"] for record in records])
+        votes = np.exp(2 * (found - found.mean()) / found.std()).tolist()
         shares = [
             0 if a is None else sum(v for v, b in zip(votes, each, strict=True) if b == a) / sum(votes)
             for a in each
@@ -518,8 +519,8 @@ def test_other_settings_are_not_mixed_in(
         ),
         (("--combine", "best"), ("'best'", "ranking, rank_sum, scaling, zscore, vote")),
         (
-            ("--scorer", "logprob", "--scorer", "majority", "--combine", "vote"),
-            ("vote weighs one scorer, not 2",),
+            ("--scorer", "logprob:0", "--scorer", "majority:0", "--combine", "vote"),
+            ("weights [0.0, 0.0]", "not all of them 0"),
         ),
         (("--scorer", "oracle"), ("prompt 'q0' has no answer",)),
         (("--scorer", "oracle:2", "--scorer", "logprob", "--combine", "scaling"), ("'q0' has no answer",)),
