@@ -25,6 +25,8 @@ from decoder.lm import CausalLM
 from rewards import artefact
 from rewards.fold import GatedMean
 
+AT_ONCE = 1 << 20  # numbers of states in float32 that `project` holds at a time
+
 Norm = Literal["rms", "none"]
 Features = Literal["hidden", "logits"]
 
@@ -70,12 +72,17 @@ def scale(h: Tensor, norm: Norm) -> Tensor:
 def project(taps: Mapping[int, Tensor], weight: Tensor, bias: Tensor, config: ElhsrConfig) -> Tensor:
     """Return (..., 2) float32, a_t and r_t, from taps (..., d), weight (L, d, 2) and bias (2,).
 
-    A tap at a time. The root mean square divides the two products, not the d numbers.
+    As many taps at a time as AT_ONCE numbers hold: all of them for one token of a small batch, where
+    calls cost more than arithmetic, one by one in a replay. The root mean square divides the products,
+    not the d numbers.
     """
-    total = bias
-    for layer, columns in zip(config.layers, weight, strict=True):
-        h = taps[layer].float()
-        total = total + (h @ columns) * scale(h, config.norm)
+    shape, width = taps[config.layers[0]].shape, max(1, AT_ONCE // taps[config.layers[0]].numel())
+    total = bias.expand(*shape[:-1], 2)
+    for start in range(0, len(config.layers), width):
+        group = slice(start, start + width)
+        h = torch.stack([taps[layer] for layer in config.layers[group]]).float()  # (G, ..., d)
+        shares = (h.flatten(1, -2) @ weight[group]).unflatten(1, shape[:-1]) * scale(h, config.norm)
+        total = total + shares.sum(0)
     return total
 
 
