@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from decoder.best_of import Selection
 from decoder.contracts import Reading, RewardSession, TokenReward
 from tests.source import ROOT
 
@@ -68,6 +69,20 @@ def test_toy_reward_has_an_opposite(taught: SimpleNamespace, reading: Reading) -
 
 @pytest.mark.model
 def test_toy_reward_steers_the_real_model(capsys: pytest.CaptureFixture[str]) -> None:
-    run(*BLOCKS)
+    run(*BLOCKS[:2])
     text = capsys.readouterr().out
     assert any(word in text for word in (" sea", " ship", " storm", " wind")), text
+
+
+@pytest.mark.model
+def test_toy_probe_chooses_among_samples_of_the_real_model() -> None:
+    """The share of likeliest tokens is a number of eighths, and the winner has the most of them."""
+    names = run(BLOCKS[2])
+    best = names["best"]
+    assert isinstance(best, Selection)
+    assert len(best.scores) == 4
+    assert all(
+        (score * len(sample.token_ids)).is_integer()
+        for score, sample in zip(best.scores, best.samples, strict=True)
+    )
+    assert best.scores[best.winner] == max(best.scores)
