@@ -136,15 +136,9 @@ class TapArm:
         directory = Path(directory)
         config = artefact.read_config(directory)
         artefact.check_identity(directory, config.get("base_model"), lm.identity)
-        tensors = artefact.read_tensors(directory)
         arm = _arm_config(directory, config, lm.identity)
         head = ArmHead(replace(arm, output=output or arm.output))
-        try:
-            head.load_state_dict(tensors)
-        except RuntimeError as error:
-            detail = str(error).splitlines()[-1].strip()
-            raise UserError(f"{directory}: weights and config disagree ({detail}): train it again") from None
-        digest = artefact.digest(tensors)
+        digest = artefact.load_weights(head, directory)
         return cls.bind(head, lm, f"{digest}@{output}" if output else digest)
 
 

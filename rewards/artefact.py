@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
+from torch import nn
 
 from decoder.contracts import ModelIdentity, UserError
 
@@ -64,6 +65,17 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
         if not tensor.isfinite().all():
             raise UserError(f"{path}: tensor {name!r} holds NaN or infinite weights: train the reward again")
     return tensors
+
+
+def load_weights(module: nn.Module, directory: Path) -> str:
+    """Fill a module with a saved head's tensors and return their digest. UserError if they do not fit."""
+    tensors = read_tensors(directory)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise UserError(f"{directory}: weights and config disagree ({detail}): train it again") from None
+    return digest(tensors)
 
 
 def check_identity(directory: Path, saved: Mapping[str, Any] | None, generator: ModelIdentity) -> None:

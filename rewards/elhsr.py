@@ -139,14 +139,8 @@ class Elhsr:
             raise UserError(f"{directory} is a probe and has no form {form!r}: leave out @{form}")
         config = artefact.read_config(directory)
         artefact.check_identity(directory, config.get("base_model"), lm.identity)
-        tensors = artefact.read_tensors(directory)
         head = ElhsrHead(_shape(directory, config), lm.identity.vocab_size)
-        try:
-            head.load_state_dict(tensors)
-        except RuntimeError as error:
-            detail = str(error).splitlines()[-1].strip()
-            raise UserError(f"{directory}: weights and config disagree ({detail}): train it again") from None
-        return cls.bind(head, lm, artefact.digest(tensors))
+        return cls.bind(head, lm, artefact.load_weights(head, directory))
 
 
 @torch.no_grad()

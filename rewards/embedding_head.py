@@ -105,11 +105,7 @@ class EmbeddingHead:
         artefact.check_identity(directory, saved.get("base_model"), lm.identity)
         config = _shape(directory, saved)
         mlp = EmbeddingMLP(len(config.layers) * config.hidden_size, config.widths)
-        try:
-            mlp.load_state_dict(artefact.read_tensors(directory))
-        except RuntimeError as error:
-            detail = str(error).splitlines()[-1].strip()
-            raise UserError(f"{directory}: weights and config disagree ({detail}): train it again") from None
+        artefact.load_weights(mlp, directory)
         return cls.bind(mlp, config, lm)
 
 
