@@ -145,19 +145,36 @@ def _read_fork(
     lm: CausalLM, probes: Sequence[Probe], prompt: Sequence[int], completions: Sequence[Sequence[int]]
 ) -> tuple[list[ProbeSession], Drawn]:
     """Return open sessions of N rows and all tokens of the completions, to be folded into them."""
-    session = lm.start(tuple(sorted({layer for probe in probes for layer in probe.layers})))
-    start, whole = left_pad([prompt], lm.device)
-    reading = session.prefill(start, whole)
-    probers = [probe.start(start, whole, reading) for probe in probes]
+    layers = tuple(sorted({layer for probe in probes for layer in probe.layers}))
+    wants_logits = any(probe.reads_logits for probe in probes)
+    reading, drawn = read_fork(lm, prompt, completions, layers, logits=wants_logits)
+    probers = [probe.start(*left_pad([prompt], lm.device), reading) for probe in probes]
+    for prober in probers:
+        prober.select(torch.zeros(len(completions), dtype=torch.long, device=lm.device))
+    return probers, drawn
+
+
+@torch.inference_mode()
+def read_fork(
+    lm: CausalLM,
+    prompt: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    layers: tuple[int, ...],
+    *,
+    logits: bool,
+) -> tuple[Reading, Drawn]:
+    """Return the reading of one prompt, and all tokens of its N completions, read at once after it.
+
+    The tokens are right-padded by mask; with the logits they were drawn from where asked.
+    """
+    session = lm.start(layers)
+    reading = session.prefill(*left_pad([prompt], lm.device))
     fork = torch.zeros(len(completions), dtype=torch.long, device=lm.device)
     session.select(fork)
-    for prober in probers:
-        prober.select(fork)
     ids, mask = right_pad(completions, lm.device)
-    wants_logits = any(probe.reads_logits for probe in probes)
-    taps, after = session.read(ids, mask, logits=wants_logits)
+    taps, after = session.read(ids, mask, logits=logits)
     before = None if after is None else torch.cat([reading.logits[fork][:, None], after[:, :-1]], 1)
-    return probers, Drawn(ids, mask, taps, before)
+    return reading, Drawn(ids, mask, taps, before)
 
 
 def _column(drawn: Drawn, t: int) -> Drawn:

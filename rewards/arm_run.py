@@ -59,7 +59,7 @@ def train_and_save(
     Raises UserError for an unusable model, layer, cache or output folder.
     """
     begin = time.perf_counter()
-    loaded = _load(model)
+    loaded = load_generator(model)
     search = _search(head, loaded)
     load_seconds = material.seconds + time.perf_counter() - begin
     folder = cache or cache_directory() / "states"
@@ -75,7 +75,8 @@ def train_and_save(
         _save(places.get(trained.column, output), trained, loaded, provenance)
 
 
-def _load(model: ModelOptions) -> LoadedModel:
+def load_generator(model: ModelOptions) -> LoadedModel:
+    """Return the generator, without transformers' own notices. UserError if it cannot be loaded."""
     quiet_transformers()
     return load_model(
         model.name,

@@ -4,7 +4,7 @@
 
 over the generated tokens t, where h_t^l is the state of layer l that has read token t, the last token
 included. Two running sums a row are enough, so the score exists as soon as the last token does. Each
-tap's share is a product of its own: states are never concatenated or kept.
+tap's share is a product of its own, and no states are kept.
 
 Source: "Efficient Best-of-N from Language Model Hidden States" (arXiv 2505.12225), its reward formula;
 gate off is its ablation, a plain mean of r_t.

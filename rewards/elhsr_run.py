@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from decoder.contracts import UserError
-from decoder.models import LoadedModel, cache_directory, load_model, quiet_transformers, versions
-from rewards.arm_run import ModelOptions
+from decoder.models import LoadedModel, cache_directory, versions
+from rewards.arm_run import ModelOptions, load_generator
 from rewards.elhsr_material import DataOptions, RolloutSet, read_sets, split, with_states
 from rewards.fit_elhsr import Recipe
 from rewards.measure_choice import ChoiceMeasures, measure_choice
@@ -53,11 +53,7 @@ def train_and_save(
     Raises UserError for unusable data, model, layers, cache or output folder.
     """
     sets = read_sets(data)
-    quiet_transformers()
-    loaded = load_model(
-        model.name, dtype=model.dtype, device=model.device, revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )  # fmt: skip
+    loaded = load_generator(model)
     search = replace(search, shape=bind_shape(search.shape, loaded))
     read = _read(data, sets, search.shape.config.layers, loaded, cache, chat=chat)
     runs = [train(read, loaded, search, size, seed) for size, seed in _plan(search, read["training"])]

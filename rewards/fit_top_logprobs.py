@@ -11,12 +11,13 @@ from torch import Tensor
 
 from decoder.contracts import UserError
 from decoder.lm import CausalLM
-from decoder.replay import batches_by_length, left_pad, right_pad
+from decoder.replay import batches_by_length, read_fork
 from prompts.lines import decode_line, parse_line, shown
 from rewards import fit_elhsr
 from rewards.features import progress_bar
 from rewards.fit_elhsr import Recipe, Tokens
 from rewards.fit_embedding_head import check_sides, standardisation
+from rewards.likelihood import drawn_logits
 from rewards.top_logprobs import TopLogprobs, features_of_records, require_alternatives
 
 FORMS = 'a rollout is {"prompt": ..., "generations": [{"text": "...", "logprobs": ...}, ...]}'
@@ -121,15 +122,8 @@ def features_by_records(path: Path | str, m: int) -> list[Tensor] | None:
 
 def _read(lm: CausalLM, prompt: Sequence[int], completions: Sequence[Sequence[int]], m: int) -> list[Tensor]:
     """Return the features of completions of one prompt, read at once."""
-    session = lm.start()
-    first = session.prefill(*left_pad([prompt], lm.device)).logits
-    fork = torch.zeros(len(completions), dtype=torch.long, device=lm.device)
-    session.select(fork)
-    ids, mask = right_pad(completions, lm.device)
-    _, after = session.read(ids, mask, logits=True)
-    assert after is not None
-    before = torch.cat([first[fork][:, None], after[:, :-1]], 1)  # what each token was drawn from
-    features = TopLogprobs.features(before, ids, m).cpu()
+    drawn = read_fork(lm, prompt, completions, (), logits=True)[1]
+    features = TopLogprobs.features(drawn_logits(drawn), drawn.ids, m).cpu()
     return [features[i, : len(row)].clone() for i, row in enumerate(completions)]
 
 

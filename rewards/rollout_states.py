@@ -18,7 +18,7 @@ from torch import Tensor
 
 from decoder.contracts import UserError
 from decoder.lm import CausalLM
-from decoder.replay import batches_by_length, left_pad, right_pad
+from decoder.replay import batches_by_length, read_fork
 from rewards.features import STORED, FileArray, cached_layers, progress_bar, put, token_rows
 
 TokenIds = Sequence[int]
@@ -91,11 +91,8 @@ def read_completions(
     first = 0
     for prompt, completions in zip(prompt_ids, completion_ids, strict=True):
         for batch in batches_by_length([len(row) for row in completions], max_tokens):
-            session = lm.start(layers)
-            session.prefill(*left_pad([prompt], lm.device))
-            session.select(torch.zeros(len(batch), dtype=torch.long, device=lm.device))
-            ids, mask = right_pad([completions[i] for i in batch], lm.device)
-            yield [first + i for i in batch], session.read(ids, mask, logits=False)[0], mask
+            drawn = read_fork(lm, prompt, [completions[i] for i in batch], layers, logits=False)[1]
+            yield [first + i for i in batch], dict(drawn.taps), drawn.mask
         first += len(completions)
 
 
