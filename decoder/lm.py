@@ -66,12 +66,13 @@ class LMSession:
 
     def feed(self, token_ids: Tensor) -> Reading:
         """Read one more token a row, (B,) int64."""
-        real = torch.ones_like(token_ids)[:, None]
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, real], dim=1)
-        positions = self._lengths[:, None]
-        self._lengths = self._lengths + 1
-        return self._forward(token_ids[:, None], positions, real.bool())
+        positions = self._extend(token_ids)
+        return self._forward(token_ids[:, None], positions, torch.ones_like(positions, dtype=torch.bool))
+
+    def finish(self, token_ids: Tensor) -> dict[int, Tensor]:
+        """Read the last token of every row, (B,) int64, for its taps alone, layer -> (B, 1, d)."""
+        positions = self._extend(token_ids)
+        return self._taps(self._run(self._model.base_model, token_ids[:, None], positions))
 
     def read(
         self, token_ids: Tensor, mask: Tensor, *, logits: bool
@@ -84,7 +85,7 @@ class LMSession:
             self._mask = torch.ones(len(token_ids), self._cache.get_seq_length(), device=mask.device).long()
         self._mask = torch.cat([self._mask, mask.long()], dim=1)
         positions = self._lengths[:, None] + torch.arange(token_ids.shape[1], device=mask.device)
-        output = self._run(token_ids, positions, logits_to_keep=0 if logits else 1)
+        output = self._run(self._model, token_ids, positions, logits_to_keep=0 if logits else 1)
         return self._taps(output), output.logits.float() if logits else None
 
     def select(self, rows: Tensor) -> None:
@@ -94,20 +95,28 @@ class LMSession:
         if self._mask is not None:
             self._mask = self._mask[rows]
 
+    def _extend(self, token_ids: Tensor) -> Tensor:
+        """Make room for one more token a row, (B,) int64; return where it stands, (B, 1)."""
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, torch.ones_like(token_ids)[:, None]], dim=1)
+        positions = self._lengths[:, None]
+        self._lengths = self._lengths + 1
+        return positions
+
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Reading:
-        output = self._run(ids, positions, logits_to_keep=1)
+        output = self._run(self._model, ids, positions, logits_to_keep=1)
         return Reading(output.logits[:, -1].float(), self._taps(output), mask)
 
     def _run(
-        self, ids: Tensor, positions: Tensor, *, logits_to_keep: int
-    ) -> Any:  # a CausalLMOutputWithPast, all of it there
-        return self._model(
+        self, model: nn.Module, ids: Tensor, positions: Tensor, **options: int
+    ) -> Any:  # the model's output record, all of it there
+        return model(
             input_ids=ids,
             attention_mask=self._mask,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=logits_to_keep,
             output_hidden_states=bool(self._layers),
+            **options,
             **({"position_ids": positions} if self._takes_positions else {}),
         )
 

@@ -3,7 +3,7 @@ collects is a `for` loop outside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,8 +106,9 @@ def decode(
     for index in range(length):
         drawn, token_ids, chosen = draw(offer, betas, sampling, uniforms[:, index])
         finished = _finished(token_ids, drawn, stop_ids, numbers, last=index == length - 1)
-        after = session.feed(token_ids) if reads_ends else None
-        scores = _fold(probers, token_ids, after, offer)
+        after = session.feed(token_ids) if reads_ends and not all(finished) else None
+        taps = after.taps if after else session.finish(token_ids) if reads_ends else {}
+        scores = _fold(probers, token_ids, taps, offer)
         dropped = referee.give_up(index, numbers, scores[:, 0], finished) if referee else None
         yield Step(
             index, numbers, token_ids, finished, dropped, offer.candidate_ids, chosen,
@@ -165,13 +166,15 @@ def weigh(
     return Offer(candidate_ids, candidate_logits, stacked, normalizer, whole)
 
 
-def _fold(probers: Sequence[ProbeSession], token_ids: Tensor, after: Reading | None, offer: Offer) -> Tensor:
+def _fold(
+    probers: Sequence[ProbeSession], token_ids: Tensor, taps: Mapping[int, Tensor], offer: Offer
+) -> Tensor:
     """Let the probes take in the tokens just drawn (B,); return their scores (B, S) float32."""
     if not probers:
         return offer.logits.new_zeros(len(token_ids), 0)
     logits = None if offer.whole is None else offer.whole[:, None]
     ids = token_ids[:, None]
-    drawn = Drawn(ids, torch.ones_like(ids, dtype=torch.bool), {} if after is None else after.taps, logits)
+    drawn = Drawn(ids, torch.ones_like(ids, dtype=torch.bool), taps, logits)
     for prober in probers:
         prober.update(drawn)
     return torch.stack([prober.score() for prober in probers], -1)

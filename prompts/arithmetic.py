@@ -48,6 +48,16 @@ class Kind:
     solve: Callable[..., int]
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A problem before it is worded for a model. numbers: the kind and its numbers, which twins share."""
+
+    id: str
+    question: str
+    answer: int
+    numbers: str
+
+
 KINDS = {
     "product": Kind(2, (range(2, 10), range(2, 31)), lambda a, b: f"What is {a} * {b}?", lambda a, b: a * b),
     "bags": Kind(
@@ -89,8 +99,8 @@ STORIES = ("bags", "buys", "gives")
 def problems(n: int, *, split: Split, seed: int = 0, grades: tuple[int, ...] = ()) -> list[Prompt]:
     """Return the n `questions` as prompts with their answers, each after the worked examples."""
     return [
-        Prompt(id=name, text=after_examples(question), answer=str(answer))
-        for name, question, answer in questions(n, split=split, seed=seed, grades=grades)
+        Prompt(id=each.id, text=after_examples(each.question), answer=str(each.answer), group=each.numbers)
+        for each in questions(n, split=split, seed=seed, grades=grades)
     ]
 
 
@@ -100,10 +110,8 @@ def after_examples(question: str) -> str:
     return f"{shown}Question: {question}\nAnswer:"
 
 
-def questions(
-    n: int, *, split: Split, seed: int = 0, grades: tuple[int, ...] = ()
-) -> list[tuple[str, str, int]]:
-    """Return n different problems as (id, question, answer), the kinds in turn.
+def questions(n: int, *, split: Split, seed: int = 0, grades: tuple[int, ...] = ()) -> list[Question]:
+    """Return n different problems, the kinds in turn.
 
     split: "train" and "test" share no kind with the same numbers, in whatever order.
     grades: only those; all by default.
@@ -114,33 +122,36 @@ def questions(
     if n < 1 or not set(grades) <= set(known):
         raise UserError(f"{n} problems of grades {list(grades)}: give at least 1, of grades among {known}")
     drawn = {name: _draw(name, split, random.Random(f"{seed} {name}")) for name in kinds}
-    found: list[tuple[str, str, int]] = []
+    found: list[Question] = []
     while len(found) < n and drawn:
         for name in list(drawn)[: n - len(found)]:
             problem = next(drawn[name], None)
             if problem is None:  # a kind of few numbers is used up; the others go on
                 del drawn[name]
             else:
-                found.append((f"{name}-{split}-{seed}-{len(found)}", *problem))
+                found.append(Question(f"{name}-{split}-{seed}-{len(found)}", *problem))
     if len(found) < n:
         raise UserError(f"there are only {len(found)} such {split} problems, not {n}: ask for fewer")
     return found
 
 
-def _draw(name: str, split: Split, rng: random.Random) -> Iterator[tuple[str, int]]:
-    """Yield different questions of a kind with their answers, in random order, until there are no more."""
+def _draw(name: str, split: Split, rng: random.Random) -> Iterator[tuple[str, int, str]]:
+    """Yield different questions of a kind, their answers and numbers, in random order, until none is left."""
     kind = KINDS[name]
     stories = [*product(NAMES, THINGS)] if name in STORIES else [()]
     numbers = [each for each in product(*kind.ranges) if _split_of(name, each) == split]
     everything = [*product(numbers, stories)]
     rng.shuffle(everything)
     for chosen, story in everything:
-        yield kind.ask(*chosen, *story), kind.solve(*chosen)
+        yield kind.ask(*chosen, *story), kind.solve(*chosen), _twins(name, chosen)
+
+
+def _twins(name: str, numbers: tuple[int, ...]) -> str:
+    return f"{name} {sorted(numbers)}"  # 12 + 34 and 34 + 12 are twins
 
 
 def _split_of(name: str, numbers: tuple[int, ...]) -> Split:
-    same = sorted(numbers)  # 12 + 34 and 34 + 12 are twins
-    digest = hashlib.sha256(f"{name} {same}".encode()).digest()
+    digest = hashlib.sha256(_twins(name, numbers).encode()).digest()
     return "test" if digest[0] % TEST_SHARE == 0 else "train"
 
 
@@ -151,9 +162,13 @@ def arithmetic(
     grade: Annotated[list[int] | None, typer.Option(help="Only this grade, 1 to 4; repeat. [all]")] = None,
     output: Annotated[Path | None, typer.Option(help="JSONL file; standard output if left out.")] = None,
 ) -> None:
-    """Write arithmetic problems with their answers, one JSON object a line: id, prompt, answer."""
+    """Write arithmetic problems with their answers, one JSON object a line: id, prompt, answer, group.
+
+    Problems of a group have the same numbers: whoever splits the training problems keeps them together.
+    """
     found = problems(n, split=split, seed=seed, grades=tuple(grade or ()))
-    lines = "".join(json.dumps({"id": p.id, "prompt": p.text, "answer": p.answer}) + "\n" for p in found)
+    records = [{"id": p.id, "prompt": p.text, "answer": p.answer, "group": p.group} for p in found]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
     if output is None:
         print(lines, end="")
         return

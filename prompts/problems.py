@@ -73,8 +73,12 @@ def _arithmetic(source: str, limit: int | None, split: str, style: Style) -> lis
     part: Split = "test" if chosen == "test" else "train"
     made = questions(int(n), split=part, seed=int(seed))[:limit]
     return [
-        from_record(_asked(question, SAY, style) | {"answer": answer}, default_id=name, where=source)
-        for name, question, answer in made
+        from_record(
+            _asked(each.question, SAY, style) | {"answer": each.answer, "group": each.numbers},
+            default_id=each.id,
+            where=source,
+        )
+        for each in made
     ]
 
 
@@ -134,7 +138,7 @@ def _problem(where: str, record: object, number: int, style: Style) -> Prompt:
             raise UserError(f'{where}: "{key}" must be a text, not {shown(question)}; {FORMS}')
         said = _asked(question, BOX if key == "problem" else SAY, style)
     prompt_id = record.get("id", record.get("unique_id"))
-    known = {"id": prompt_id, "answer": record.get("answer")}
+    known = {"id": prompt_id, "answer": record.get("answer"), "group": record.get("group")}
     return _answered(from_record({**said, **known}, default_id=str(number), where=where), record)
 
 

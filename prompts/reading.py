@@ -30,6 +30,7 @@ class Prompt:
     id: unique among the prompts of one run; names the prompt in the output.
     source: where it was read ("FILE, line 7"), for messages to people; no part of equality.
     answer: the right answer, where there is one; a number stands as it is written.
+    group: prompts of one group are alike, so that training and validation must not share them.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Prompt:
     messages: tuple[dict[str, Any], ...] | None = None
     source: str = field(default="", compare=False)
     answer: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.messages is None):
@@ -45,7 +47,8 @@ class Prompt:
     def record(self) -> dict[str, Any]:
         """Return the JSON object that stands under "prompt" in the output."""
         said = {"text": self.text} if self.messages is None else {"messages": list(self.messages)}
-        return said if self.answer is None else {**said, "answer": self.answer}
+        about = {"answer": self.answer, "group": self.group}
+        return {**said, **{name: value for name, value in about.items() if value is not None}}
 
 
 def from_arguments(texts: Iterable[str]) -> list[Prompt]:
@@ -80,17 +83,16 @@ def read(path: Path | str) -> list[Prompt]:
 def from_value(value: object, *, prompt_id: str, source: str) -> Prompt:
     """Return the prompt that a string, {"text": ...}, {"messages": ...} or a list of messages stands for.
 
-    Beside "text" or "messages" there may be the "answer", a string or a number.
+    Beside "text" or "messages" there may be the "answer" and the "group", each a string or a number.
     """
-    text, messages, answer = value, value, None
+    text, messages, answer, group = value, value, None, None
     if isinstance(value, Mapping):
         text, messages = value.get("text"), value.get("messages")
-        answer = _answer_of(value, source)
+        answer, group = _label_of(value, "answer", source), _label_of(value, "group", source)
     if isinstance(text, str):
-        return Prompt(prompt_id, _checked_text(text, source), source=source, answer=answer)
+        return Prompt(prompt_id, _checked_text(text, source), None, source, answer, group)
     if isinstance(messages, list | tuple):
-        checked = _checked_messages(messages, source)
-        return Prompt(prompt_id, messages=checked, source=source, answer=answer)
+        return Prompt(prompt_id, None, _checked_messages(messages, source), source, answer, group)
     raise UserError(f"{source}: this is no prompt: {shown(value)}; {FORMS}")
 
 
@@ -130,7 +132,7 @@ def _from_json(line: str, default_id: str, where: str) -> Prompt:
 
 
 def from_record(record: object, *, default_id: str, where: str) -> Prompt:
-    """Return the prompt of a line's JSON value, with its "id" and "answer" if it has them."""
+    """Return the prompt of a line's JSON value, with its "id", "answer" and "group" if it has them."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: a prompt must be an object, not {shown(record)}; {FORMS}")
     present = [key for key in ("prompt", "messages") if key in record]
@@ -139,8 +141,8 @@ def from_record(record: object, *, default_id: str, where: str) -> Prompt:
         raise UserError(f'{where}: expected one of "prompt" and "messages", found {seen}; {FORMS}')
     value = record["prompt"] if "prompt" in record else {"messages": record["messages"]}
     prompt = from_value(value, prompt_id=_id_of(record, default_id, where), source=where)
-    answer = _answer_of(record, where)
-    return prompt if answer is None else replace(prompt, answer=answer)
+    answer, group = _label_of(record, "answer", where), _label_of(record, "group", where)
+    return replace(prompt, answer=answer or prompt.answer, group=group or prompt.group)
 
 
 def _id_of(record: Mapping[str, object], default: str, where: str) -> str:
@@ -154,14 +156,14 @@ def _id_of(record: Mapping[str, object], default: str, where: str) -> str:
     return default
 
 
-def _answer_of(record: Mapping[str, object], where: str) -> str | None:
-    value = record.get("answer")
+def _label_of(record: Mapping[str, object], key: str, where: str) -> str | None:
+    value = record.get(key)
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number and not isinstance(value, str):
-        raise UserError(f'{where}: "answer" must be a string or a number, not {shown(value)}; mend it')
-    return _checked_text(str(value), where, what='"answer"')
+        raise UserError(f'{where}: "{key}" must be a string or a number, not {shown(value)}; mend it')
+    return _checked_text(str(value), where, what=f'"{key}"')
 
 
 def _checked_messages(messages: Sequence[object], where: str) -> tuple[dict[str, Any], ...]:

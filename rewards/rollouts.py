@@ -105,17 +105,17 @@ def split_by_prompt(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return ascending rollout numbers for training and for validation, which gets `share` of the prompts.
 
-    Rollouts of the same prompt are never on two sides; neither side is empty. Raises UserError for a share
-    outside (0, 1) and for fewer than 4 different prompts.
+    Rollouts of the same prompt, or of prompts of the same group, are never on two sides; neither side is
+    empty. Raises UserError for a share outside (0, 1) and for fewer than 4 different prompts or groups.
     """
     if not 0 < share < 1:
         raise UserError(f"the validation share is {share}: it must be between 0 and 1, such as 0.2")
-    numbers: dict[str, int] = {}
-    prompt = np.array([numbers.setdefault(_said(each.prompt), len(numbers)) for each in rollouts])
+    numbers: dict[tuple[str, str], int] = {}
+    prompt = np.array([numbers.setdefault(_likeness(each.prompt), len(numbers)) for each in rollouts])
     if len(numbers) < MIN_PROMPTS:
         raise UserError(
-            f"{len(numbers)} different prompts cannot be split for training and validation: give rollouts "
-            f"of at least {MIN_PROMPTS}"
+            f"{len(numbers)} different prompts, or groups of them, cannot be split for training and "
+            f"validation: give rollouts of at least {MIN_PROMPTS}"
         )
     n_held_out = min(max(round(share * len(numbers)), 1), len(numbers) - 1)
     held_out = np.random.default_rng(seed).permutation(len(numbers))[:n_held_out]
@@ -156,8 +156,11 @@ def _check_range(rollouts: Sequence[Rollout], loss: str) -> None:
             )
 
 
-def _said(prompt: Prompt) -> str:
-    return json.dumps(prompt.messages) if prompt.text is None else prompt.text
+def _likeness(prompt: Prompt) -> tuple[str, str]:
+    """Return what prompts share that must stay on one side: their group, or else what they say."""
+    if prompt.group is not None:
+        return "group", prompt.group
+    return "prompt", json.dumps(prompt.messages) if prompt.text is None else prompt.text
 
 
 def _ids_of(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[int]:

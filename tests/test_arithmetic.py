@@ -44,7 +44,16 @@ def last_question(prompt: Prompt) -> str:
 def numbers_of(split: Split, seed: int) -> set[tuple[str, tuple[str, ...]]]:
     """Return (kind, its numbers in order of size) of many problems."""
     made = questions(500, split=split, seed=seed)
-    return {(name.split("-")[0], tuple(sorted(re.findall(r"\d+", asked)))) for name, asked, _ in made}
+    return {(each.id.split("-")[0], tuple(sorted(re.findall(r"\d+", each.question)))) for each in made}
+
+
+def test_problems_of_the_same_numbers_are_one_group() -> None:
+    groups: dict[str | None, set[tuple[str, ...]]] = {}
+    for prompt in problems(500, split="train"):
+        numbers = tuple(sorted(re.findall(r"\d+", last_question(prompt)), key=int))
+        groups.setdefault(prompt.group, set()).add((prompt.id.split("-")[0], *numbers))
+    assert all(len(alike) == 1 for alike in groups.values())
+    assert 100 < len(groups) < 500
 
 
 @pytest.mark.parametrize("grade", [1, 2, 3, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,25 @@ def test_the_split_covers_all_and_keeps_prompts_whole() -> None:
     assert np.array_equal(held_out, again)
 
 
+def test_prompts_of_a_group_stay_on_one_side() -> None:
+    alike = [
+        Rollout(replace(each.prompt, group=f"{i % 10}"), each.completions, each.labels)
+        for i, each in enumerate(rollout(f"{i}", [1.0]) for i in range(40))
+    ]
+    for seed in range(5):
+        train, held_out = split_by_prompt(alike, 0.2, seed)
+        assert len(held_out) == 8
+        assert {i % 10 for i in held_out}.isdisjoint(i % 10 for i in train)
+
+
+def test_a_group_is_read_with_its_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text(json.dumps(line(prompt={"text": "2 + 3 =", "answer": 5, "group": "sum 2 3"})))
+    prompt = read_rollouts(path)[0].prompt
+    assert (prompt.answer, prompt.group) == ("5", "sum 2 3")
+    assert prompt.record() == {"text": "2 + 3 =", "answer": "5", "group": "sum 2 3"}
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.01, 1), (0.4, 2), (0.99, 4)])
 def test_neither_side_of_the_split_is_empty(share: float, expected: int) -> None:
     train, held_out = split_by_prompt([rollout(f"{i}", [1.0]) for i in range(5)], share, 0)
@@ -215,7 +235,7 @@ def test_neither_side_of_the_split_is_empty(share: float, expected: int) -> None
 def test_bad_splits_are_refused() -> None:
     four = [rollout(text, [1.0]) for text in "abcd"]
     assert len(split_by_prompt(four, 0.2, 0)[0]) == 3
-    with pytest.raises(UserError, match="3 different prompts cannot be split"):
+    with pytest.raises(UserError, match="3 different prompts, or groups of them, cannot be split"):
         split_by_prompt([*four[:3], *four[:3]], 0.2, 0)
     for share in (0.0, 1.0, float("nan")):
         with pytest.raises(UserError, match=r"must be between 0 and 1"):
