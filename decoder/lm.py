@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from decoder.contracts import ModelIdentity, Reading, UserError
 
@@ -46,6 +49,25 @@ class CausalLM:
         return LMSession(self.model, layers)
 
 
+def why_no_block(model: PreTrainedModel) -> str | None:
+    """Return why the model cannot read several tokens at one position (`LMSession.peek`), None if it can."""
+    config, name = model.config.get_text_config(), type(model).__name__
+    if not _takes_positions(model) or getattr(config, "alibi", False):
+        return f"{name} finds positions by itself"
+    odd = [layer for layer in DynamicCache(config=model.config).layers if type(layer) is not DynamicLayer]
+    if odd:  # sliding windows, recurrent states: what such a cache lets go of, no candidate can see
+        return f"{name} keeps a {type(odd[0]).__name__}, not every token's keys and values"
+    if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's windows, which no cache layer shows
+        return f"{name} has local attention"
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return f"{name} runs {model.config._attn_implementation} attention, which takes no mask of ours"
+    return None
+
+
+def _takes_positions(model: PreTrainedModel) -> bool:
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 class LMSession:
     """One decode's cache, mask and positions: born in `CausalLM.start`, dead with the decode."""
 
@@ -53,9 +75,19 @@ class LMSession:
         self._model = model
         self._layers = layers
         self._cache = DynamicCache(config=model.config)
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._takes_positions = _takes_positions(model)
         self._mask: Tensor | None = None  # (B, T) int64; None while no row is padded
         self._lengths = torch.empty(0)  # (B,) int64, real tokens read so far
+        self._n_peeked = 0  # candidates at the end of the cache that are no part of the text yet
+
+    @cached_property
+    def _no_block(self) -> str | None:
+        return why_no_block(self._model)
+
+    @property
+    def lengths(self) -> Tensor:
+        """The real tokens of each row read so far, (B,) int64."""
+        return self._lengths
 
     def prefill(self, prompt_ids: Tensor, prompt_mask: Tensor) -> Reading:
         """Read left-padded prompts: ids (B, T) int64, mask (B, T) bool. Lengths come from the mask."""
@@ -70,7 +102,7 @@ class LMSession:
         return self._forward(token_ids[:, None], positions, torch.ones_like(positions, dtype=torch.bool))
 
     def finish(self, token_ids: Tensor) -> dict[int, Tensor]:
-        """Read the last token of every row, (B,) int64, for its taps alone, layer -> (B, 1, d)."""
+        """Read one more token of every row, (B,) int64, for its taps alone, layer -> (B, 1, d): no logits."""
         positions = self._extend(token_ids)
         return self._taps(self._run(self._model.base_model, token_ids[:, None], positions))
 
@@ -88,12 +120,67 @@ class LMSession:
         output = self._run(self._model, token_ids, positions, logits_to_keep=0 if logits else 1)
         return self._taps(output), output.logits.float() if logits else None
 
+    def peek(self, candidate_ids: Tensor) -> dict[int, Tensor]:
+        """Return the taps of each candidate (B, K) int64 as the next token, layer -> (B, K, d); no logits.
+
+        One forward pass reads all K at the same position: each sees its row's text and itself. The text
+        goes on with one of them after `keep`; `forget`, or another peek, drops them. Rows may be selected
+        in between. Raises UserError naming a model that cannot do this (`why_no_block`).
+        """
+        if self._no_block:
+            raise UserError(
+                f"candidates cannot be read as one block: {self._no_block}; fork the cache instead"
+            )
+        self.forget()
+        mask = self._block_mask(*candidate_ids.shape)
+        positions = self._lengths[:, None].expand_as(candidate_ids)
+        output = self._run(self._model.base_model, candidate_ids, positions, attention_mask=mask)
+        self._n_peeked = candidate_ids.shape[1]
+        return self._taps(output)
+
+    def keep(self, columns: Tensor) -> None:
+        """Take the candidate in column (B,) int64 of the last peek into each row's text, drop the others."""
+        end = self._cache.get_seq_length() - self._n_peeked
+        rows = torch.arange(len(columns), device=columns.device)
+        layers: list[Any] = self._cache.layers  # each a DynamicLayer, or there had been no peek
+        for layer in layers:
+            for states in (layer.keys, layer.values):  # (B, heads, T + K, head size)
+                states[:, :, end] = states[rows, :, end + columns]
+        self._n_peeked -= 1
+        self.forget()
+        self._extend(columns)
+
+    def forget(self) -> None:
+        """Drop the candidates of the last peek, if there are any."""
+        if self._n_peeked:
+            self._cache.crop(-self._n_peeked)
+        self._n_peeked = 0
+
+    def fork(self, rows: Tensor) -> LMSession:
+        """Return a session of its own that goes on with the rows (B',) int64; this one stays as it is."""
+        assert not self._n_peeked, "keep or forget the candidates first"
+        twin = LMSession(self._model, self._layers)
+        twin._cache = copy.copy(self._cache)
+        twin._cache.layers = [copy.copy(layer) for layer in self._cache.layers]  # `select` copies tensors
+        twin._mask, twin._lengths = self._mask, self._lengths
+        twin.select(rows)
+        return twin
+
     def select(self, rows: Tensor) -> None:
         """Keep the rows (B',) int64, in that order; a row may repeat."""
         self._cache.batch_select_indices(rows)
         self._lengths = self._lengths[rows]
         if self._mask is not None:
             self._mask = self._mask[rows]
+
+    def _block_mask(self, n_rows: int, n_candidates: int) -> Tensor:
+        """Return what K candidates may see of text and block, (B, 1, K, T + K), to be added to attention."""
+        block = ~torch.eye(n_candidates, dtype=torch.bool, device=self._lengths.device)
+        n_read, shape = self._cache.get_seq_length(), (n_rows, n_candidates, -1)
+        padding = block.new_zeros(n_rows, n_read) if self._mask is None else self._mask == 0
+        hidden = torch.cat([padding[:, None].expand(shape), block.expand(shape)], -1)[:, None]
+        dtype = self._model.dtype
+        return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
 
     def _extend(self, token_ids: Tensor) -> Tensor:
         """Make room for one more token a row, (B,) int64; return where it stands, (B, 1)."""
@@ -108,15 +195,15 @@ class LMSession:
         return Reading(output.logits[:, -1].float(), self._taps(output), mask)
 
     def _run(
-        self, model: nn.Module, ids: Tensor, positions: Tensor, **options: int
+        self, model: nn.Module, ids: Tensor, positions: Tensor, **options: Any
     ) -> Any:  # the model's output record, all of it there
+        assert not self._n_peeked, "keep or forget the candidates first"
         return model(
             input_ids=ids,
-            attention_mask=self._mask,
             past_key_values=self._cache,
             use_cache=True,
             output_hidden_states=bool(self._layers),
-            **options,
+            **{"attention_mask": self._mask, **options},
             **({"position_ids": positions} if self._takes_positions else {}),
         )
 

@@ -26,6 +26,7 @@ from torch.nn.functional import logsigmoid
 from decoder.contracts import ModelIdentity, Reading, UserError
 from decoder.lm import CausalLM
 from rewards import artefact
+from rewards.compose import Composable
 
 Output = Literal["log_probability", "probability"]
 Summary = Literal["none", "text", "generated", "mean"]
@@ -89,7 +90,7 @@ def features(taps: Mapping[int, Tensor], layers: tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class TapArm:
+class TapArm(Composable):
     """A trained head bound to one generator: a `TokenReward`.
 
     table: (V, R+1) float32, the vocabulary side of the head, folded once. digest: of the weights.
@@ -105,6 +106,11 @@ class TapArm:
     def layers(self) -> tuple[int, ...]:
         """The taps its sessions read."""
         return self.head.config.layers
+
+    @property
+    def output(self) -> Output:
+        """Whether r is a log-probability or a probability."""
+        return self.head.config.output
 
     def start(self, prompt_ids: Tensor, prompt_mask: Tensor) -> TapSession:
         """Open a session; it keeps no cache, at most one running sum a row."""

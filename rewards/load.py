@@ -13,6 +13,8 @@ from rewards import artefact
 
 KINDS = {
     "tap_arm": "rewards.arm:TapArm",
+    "backbone_arm": "rewards.backbone_arm:BackboneArm",
+    "rad": "rewards.rad:Rad",
     "elhsr": "rewards.elhsr:Elhsr",
     "embedding_head": "rewards.embedding_head:EmbeddingHead",
     "top_logprobs": "rewards.top_logprobs:TopLogprobs",

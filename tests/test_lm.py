@@ -8,10 +8,20 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 from torch import Tensor
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from decoder.contracts import Reading, UserError
-from decoder.lm import hash_tokenizer, hash_weights, identify
+from decoder.lm import hash_tokenizer, hash_weights, identify, why_no_block
 from tests.heads import as_lm, pad
 from tests.tiny import CONTEXT, tiny_gpt2, tiny_llama, tiny_tokenizer
 
@@ -167,6 +177,140 @@ def test_model_without_positions_or_context_limit() -> None:
     assert_reads(
         model, session.feed(column(MORE, 0)), [[*p, m[0]] for p, m in zip(PROMPTS, MORE, strict=True)]
     )
+
+
+CANDIDATES = torch.tensor([[60, 61, 62, 60], [70, 71, 72, 73], [80, 81, 82, 83]])  # one stands twice
+
+
+def last_states(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
+    """Return the last layer's states at the texts' ends, (B, d), each text read alone."""
+    return torch.stack([whole(model, text)[1][-1][-1] for text in texts])
+
+
+def assert_peeks(model: PreTrainedModel, found: Tensor, texts: Sequence[Sequence[int]], ids: Tensor) -> None:
+    """Assert that states (B, K, d) are those of each text followed by each of its candidates, read alone."""
+    for states, text, row in zip(found, texts, ids.tolist(), strict=True):
+        assert_close(states, last_states(model, [[*text, token] for token in row]))
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[5, 6], [7, 8], [9, 10]]], ids=["ragged", "even"])
+def test_peek_is_every_candidate_alone(any_model: PreTrainedModel, prompts: list[list[int]]) -> None:
+    """A block of candidates gives the states of K texts, and the kept one is as if it had been fed alone."""
+    session = as_lm(any_model).start((4,))
+    session.prefill(*pad(prompts))
+    texts = [list(prompt) for prompt in prompts]
+    for columns in ([3, 0, 2], [0, 1, 2]):
+        assert_peeks(any_model, session.peek(CANDIDATES)[4], texts, CANDIDATES)
+        session.keep(torch.tensor(columns))
+        texts = [[*text, int(row[c])] for text, row, c in zip(texts, CANDIDATES, columns, strict=True)]
+        assert session.lengths.tolist() == [len(text) for text in texts]
+    assert_reads(
+        any_model, session.feed(column(MORE, 0)), [[*t, m[0]] for t, m in zip(texts, MORE, strict=True)]
+    )
+
+
+def test_rows_are_selected_between_peek_and_keep(any_model: PreTrainedModel) -> None:
+    """The N-way fork, and rows that leave, carry the candidates along."""
+    session = as_lm(any_model).start((4,))
+    session.prefill(*pad(PROMPTS))
+    session.peek(CANDIDATES)
+    rows, columns = [2, 0, 0], [1, 0, 2]
+    session.select(torch.tensor(rows))
+    session.keep(torch.tensor(columns))
+    texts = [[*PROMPTS[r], int(CANDIDATES[r, c])] for r, c in zip(rows, columns, strict=True)]
+    assert_peeks(any_model, session.peek(CANDIDATES)[4], texts, CANDIDATES)
+    session.select(torch.tensor([1]))
+    session.keep(torch.tensor([3]))
+    assert_peeks(any_model, session.peek(CANDIDATES[:1, :1])[4], [[*texts[1], 73]], CANDIDATES[:1, :1])
+
+
+def test_peek_leaves_nothing_behind(any_model: PreTrainedModel) -> None:
+    """Candidates that are forgotten, or peeked over, are no part of the text."""
+    session = as_lm(any_model).start((4,))
+    session.prefill(*pad(PROMPTS))
+    session.peek(CANDIDATES.flip(0))
+    assert_peeks(any_model, session.peek(CANDIDATES)[4], PROMPTS, CANDIDATES)
+    session.forget()
+    session.forget()
+    assert_reads(
+        any_model, session.feed(column(MORE, 0)), [[*p, m[0]] for p, m in zip(PROMPTS, MORE, strict=True)]
+    )
+
+
+def test_reading_on_over_open_candidates_is_an_error(tiny_model: PreTrainedModel) -> None:
+    """What is neither kept nor forgotten would be read as text."""
+    session = as_lm(tiny_model).start((4,))
+    session.prefill(*pad(PROMPTS))
+    session.peek(CANDIDATES)
+    for go_on in (lambda: session.feed(column(MORE, 0)), lambda: session.fork(torch.tensor([0]))):
+        with pytest.raises(AssertionError, match="keep or forget"):
+            go_on()
+
+
+def test_fork_is_a_session_of_its_own(any_model: PreTrainedModel) -> None:
+    """Both go on with their own tokens, also after a peek that wrote into one cache."""
+    session = as_lm(any_model).start((4,))
+    session.prefill(*pad(PROMPTS))
+    twin = session.fork(torch.tensor([2, 2, 0]))
+    session.peek(CANDIDATES)
+    session.keep(torch.tensor([1, 1, 1]))
+    assert_reads(
+        any_model,
+        twin.feed(torch.tensor([40, 41, 42])),
+        [[*PROMPTS[2], 40], [*PROMPTS[2], 41], [*PROMPTS[0], 42]],
+    )
+    assert_reads(
+        any_model,
+        session.feed(torch.tensor([50, 51, 52])),
+        [[*p, int(c), t] for p, c, t in zip(PROMPTS, CANDIDATES[:, 1], (50, 51, 52), strict=True)],
+    )
+
+
+def test_eager_attention_takes_the_mask_too() -> None:
+    """The block does not hang on one implementation of attention."""
+    model = tiny_llama()
+    model.set_attn_implementation("eager")
+    session = as_lm(model).start((4,))
+    session.prefill(*pad(PROMPTS))
+    assert_peeks(model, session.peek(CANDIDATES)[4], PROMPTS, CANDIDATES)
+
+
+SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+NO_BLOCK = {
+    "Mistral.*SlidingWindow": lambda: MistralForCausalLM(
+        MistralConfig(**SMALL, num_key_value_heads=2, intermediate_size=64, sliding_window=4)
+    ),
+    "Bloom.*positions by itself": lambda: BloomForCausalLM(
+        BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=4)
+    ),
+    "Mamba": lambda: MambaForCausalLM(
+        MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4, time_step_rank=4)
+    ),
+    "GPTNeo.*local": lambda: GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=300,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", NO_BLOCK)
+def test_models_that_cannot_read_a_block(reason: str) -> None:
+    """Windows, states that roll on and positions of its own are refused by the architecture's name."""
+    model = NO_BLOCK[reason]().eval()
+    with pytest.raises(UserError, match=f"as one block: {reason}"):
+        as_lm(model).start((2,)).peek(CANDIDATES)
+
+
+def test_no_block_without_a_mask_of_ours() -> None:
+    """Attention that takes no mask would let the candidates see each other."""
+    model = tiny_llama()
+    model.config._attn_implementation = "flash_attention_2"
+    assert "flash_attention_2" in str(why_no_block(model))
 
 
 def test_identity(any_model: PreTrainedModel) -> None:
