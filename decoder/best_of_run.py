@@ -44,9 +44,9 @@ def load(
     first = next(iter(name_scorers(scorers)[0]))
     check_dropping(schedule, config, first, runs=has_running_score(first))
     rewards, beta = steering
-    pairs = pick_rewards([*rewards], 1.0 if beta is None else beta)
+    pairs = pick_rewards([*rewards], 1.0 if beta is None else beta, prompts)
     decoder = Decoder.from_pretrained(**model)
-    weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs])
+    weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs], prompts)
     token_ids = decoder.tokenise(prompts, config, chat=chat)
     loaded = load_scorers(scorers, decoder.lm, device=model["device"], dtype=model["dtype"])
     return BestOf(decoder, prompts, token_ids, weighted, config, loaded, schedule)

@@ -21,7 +21,7 @@ from decoder.loop import Referee
 from decoder.models import DEFAULT_MODEL, LoadedModel, load_model
 from decoder.sampling import SamplingConfig
 from decoder.tokenise import as_prompts, tokenise
-from decoder.weighting import RewardLike, Rewards, WeightedReward, pair_betas, weigh_rewards
+from decoder.weighting import RewardLike, Rewards, WeightedReward, beta_multipliers, pair_betas, weigh_rewards
 from prompts.reading import Prompt
 
 
@@ -30,6 +30,7 @@ class DecodeConfig:
     """The numbers of a call, validated on construction; names are `GenerationConfig`'s and ours.
 
     stop: characters that end a text, such as a line break; the text is cut before them.
+    beta_schedule: how betas change along the text, as `decoder.weighting.beta_multipliers` has it.
     Raises UserError naming the field, the value seen and what to give instead.
     """
 
@@ -39,6 +40,7 @@ class DecodeConfig:
     seed: int = 0
     batch_size: int = 32
     stop: str = ""
+    beta_schedule: str = "constant"
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be."""
@@ -47,6 +49,7 @@ class DecodeConfig:
                 raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
         if not isinstance(self.stop, str):
             raise UserError(f"stop is {self.stop!r}: give the characters that end a text, as one string")
+        beta_multipliers(self.beta_schedule, self.max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +110,17 @@ class Decoder:
             conversations, or `Prompt`s.
         reward: a shipped name, "name:beta", a directory, a `TokenReward`, several of these, or
             {name: beta}. beta: one number or one a reward, 1 by default; negative asks for the opposite.
+            A prompt with betas of its own uses those.
         chat: put plain texts through the model's chat template; conversations always are.
         trace: keep every step's candidates in the completions.
-        generation: max_new_tokens, do_sample, temperature, top_k, top_p, num_return_sequences, seed,
-            batch_size, stop, reward_top_k, or generation_config=; a name given here wins over the config.
+        generation: max_new_tokens, do_sample, temperature, top_k, top_p, num_return_sequences, seed, stop,
+            batch_size, reward_top_k, beta_schedule, or generation_config=; a name given here wins over it.
         Raises UserError for anything that cannot be honoured.
         """
         config = self._configure(generation)
         texts = as_prompts(prompts)
         token_ids = self.tokenise(texts, config, chat=chat)
-        rewards = self.weigh(reward, beta)
+        rewards = self.weigh(reward, beta, texts)
         samples: list[list[Completion]] = [[] for _ in texts]
         for batch in plan_batches(
             [len(ids) for ids in token_ids], config.num_return_sequences, config.batch_size
@@ -154,7 +158,7 @@ class Decoder:
         texts = as_prompts(prompts)
         token_ids = self.tokenise(texts, config, chat=chat)
         scorers = load_scorers(scorer, self.lm)
-        job = BestOf(self, texts, token_ids, self.weigh(reward, beta), config, scorers, drop)
+        job = BestOf(self, texts, token_ids, self.weigh(reward, beta, texts), config, scorers, drop)
         return run_best_of(job, combine)
 
     def stream(
@@ -177,7 +181,7 @@ class Decoder:
         if len(asked) > 1:
             raise UserError(f"stream was given {len(asked)} prompts: give one, or take generate")
         (ids,) = self.tokenise(asked, config, chat=chat)
-        yield from self.stream_tokens(ids, self.weigh(reward, beta), config, unsteered=unsteered)
+        yield from self.stream_tokens(ids, self.weigh(reward, beta, asked), config, unsteered=unsteered)
 
     def stream_tokens(
         self,
@@ -189,12 +193,12 @@ class Decoder:
     ) -> Iterator[TokenEvent]:
         """Yield the tokens of one tokenised prompt's samples; rows as in `stream`."""
         samples = list(range(config.num_return_sequences))
-        own = [reward.beta for reward in rewards]
+        own = [reward.strength(0) for reward in rewards]
         betas = [[0.0] * len(own) for _ in samples] * unsteered + [own for _ in samples]
         rows = [(0, sample) for sample in samples] * (1 + unsteered)
         numbers = config.sampling, config.max_new_tokens, config.seed
         job = Job([token_ids], rows, [0], rewards, *numbers, betas=betas, stop=config.stop)
-        yield from self.backend.stream(job)
+        yield from self.backend.stream(dataclasses.replace(job, beta_schedule=config.beta_schedule))
 
     def complete(
         self,
@@ -213,7 +217,7 @@ class Decoder:
         yield from self.backend.complete(
             Job(
                 ids, batch.rows, batch.prompts, rewards, *numbers, trace=trace, stop=config.stop,
-                probes=probes, referee=referee,
+                probes=probes, referee=referee, beta_schedule=config.beta_schedule,
             )
         )  # fmt: skip
 
@@ -227,9 +231,11 @@ class Decoder:
                 raise UserError(f"{name} is {asked}: the model has {size} tokens, give at most that")
         return tokenise(self.tokenizer, prompts, chat=chat, room=config.max_new_tokens, context_length=limit)
 
-    def weigh(self, reward: Rewards, beta: float | Sequence[float] | None = None) -> list[WeightedReward]:
-        """Return the rewards that act in a call, loaded and checked against the model."""
-        return weigh_rewards(pair_betas(reward, beta), self.load_reward)
+    def weigh(
+        self, reward: Rewards, beta: float | Sequence[float] | None = None, prompts: Sequence[Prompt] = ()
+    ) -> list[WeightedReward]:
+        """Return the rewards that act in a call, loaded and checked; prompts: those of the call, in order."""
+        return weigh_rewards(pair_betas(reward, beta), self.load_reward, prompts)
 
     def load_reward(self, reward: RewardLike) -> TokenReward:
         """Return a reward ready for this model, by shipped name or directory (kept), or the object itself."""
@@ -279,12 +285,9 @@ def _from_generation_config(config: GenerationConfig) -> dict[str, Any]:
     honoured = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}
     told = {k: v for k, v in config.to_diff_dict().items() if v is not None}
     harmless = {
-        "transformers_version",
-        "_from_model_config",
-        "use_cache",
-        "output_attentions",
+        "transformers_version", "_from_model_config", "use_cache", "output_attentions",
         "output_hidden_states",
-    }
+    }  # fmt: skip
     ids = {"bos_token_id", "eos_token_id", "pad_token_id"}
     other = sorted(set(told) - honoured - harmless - ids)
     if other:

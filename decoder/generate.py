@@ -4,13 +4,15 @@
     python -m decoder.generate "The new phone is" --reward positive:4 --reward nontoxic:2
     python -m decoder.generate --prompts prompts.jsonl --num-return-sequences 25 --output generations.jsonl
 
-On a terminal the plain and the steered text appear side by side; with --output or on a pipe, one JSON
-line a prompt. A run that was interrupted goes on where it stopped.
+On a terminal the plain and the steered text appear side by side; with --output, on a pipe, or where prompts
+have betas of their own ({"prompt": "...", "betas": {"positive": 2.0}}), one JSON line a prompt. A run that
+was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +34,9 @@ Reward = Annotated[
     typer.Option(help="Shipped name or directory, with its own beta as NAME:BETA; repeat to mix. [positive]"),
 ]
 Beta = Annotated[float, typer.Option(help="Strength of rewards without their own; below 0: the opposite.")]
+Schedule = Annotated[
+    str, typer.Option("--beta-schedule", help="constant, or linear:START:END:STEPS: beta along the text.")
+]
 Output = Annotated[Path | None, typer.Option(help="JSONL file; run.json is kept beside it.")]
 
 
@@ -41,6 +46,7 @@ def generate(
     model: Annotated[str, typer.Option(help="Alias, directory, GGUF file or hub id.")] = "smollm2-135m",
     reward: Reward = None,
     beta: Beta = 1.0,
+    beta_schedule: Schedule = "constant",
     reward_top_k: Annotated[int, typer.Option(help="Candidates a reward may reorder.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 32,
     do_sample: Annotated[bool, typer.Option(help="Sample, or take the best token.")] = True,
@@ -71,31 +77,32 @@ def generate(
     numbers = {
         "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
         "top_p": top_p, "num_return_sequences": num_return_sequences, "seed": seed, "batch_size": batch_size,
-        "reward_top_k": reward_top_k,
+        "reward_top_k": reward_top_k, "beta_schedule": beta_schedule,
     }  # fmt: skip
     config = make_config(numbers)
-    pairs = pick_rewards(reward or ["positive"], beta)
+    pairs = pick_rewards(reward or ["positive"], beta, asked)
     decoder = Decoder.from_pretrained(
         model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
-    weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs])
-    if output is None and not trace and sys.stdout.isatty():
+    weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs], asked)
+    if output is None and not trace and sys.stdout.isatty() and not any(each.betas for each in asked):
         show_side_by_side(decoder, asked, weighted, config, chat=chat, title=model)
         return
     settings = {"model": model, "chat": chat, "trace": trace}
     write(decoder, asked, weighted, config, settings, output, overwrite=overwrite)
 
 
-def pick_rewards(rewards: list[str], beta: float) -> list[tuple[str, float]]:
+def pick_rewards(rewards: list[str], beta: float, prompts: Sequence[Prompt] = ()) -> list[tuple[str, float]]:
     """Return (name, beta) pairs; a wrong name is found here, before a large model is loaded."""
     from decoder.models import quiet_transformers
-    from decoder.weighting import pair_betas
+    from decoder.weighting import label_rewards, pair_betas
     from rewards.load import find
 
     quiet_transformers()
     pairs = [(str(name), strength) for name, strength in pair_betas(rewards, beta)]
     for name, _ in pairs:
         find(name)
+    label_rewards(pairs, prompts)
     return pairs
 
 
@@ -122,12 +129,17 @@ def write(
     *,
     overwrite: bool,
 ) -> None:
-    """Write one JSON line a prompt to the output, resuming it, or to standard output."""
+    """Write one JSON line a prompt to the output, resuming it, or to standard output.
+
+    Raises UserError for prompts with betas of their own, where the rewards were weighed without them.
+    """
     from decoder.batching import plan_batches
     from decoder.records import about, fingerprint, to_record
     from decoder.run_store import RunStore, StdoutStore
     from decoder.terminal import progress
+    from decoder.weighting import require_own_betas
 
+    require_own_betas(prompts, rewards)
     token_ids = decoder.tokenise(prompts, config, chat=settings["chat"])
     samples = config.num_return_sequences
     if output is None:

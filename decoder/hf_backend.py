@@ -15,7 +15,7 @@ from decoder.loop import Referee, Rows, decode
 from decoder.replay import left_pad
 from decoder.sampling import SamplingConfig, draw_uniforms
 from decoder.trace import trace_rows
-from decoder.weighting import WeightedReward
+from decoder.weighting import WeightedReward, beta_multipliers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Job:
     prompt_ids: P rows of token ids. rows: B pairs (position in prompt_ids, sample index), ascending by
     prompt. prompt_numbers: P numbers that name the prompts in the completions. betas: for each row one
     strength a reward; None takes the rewards' own. stop: characters that end a text. probes: name -> what
-    scores the samples. referee: what drops rows, by the first probe.
+    scores the samples. referee: what drops rows, by the first probe. beta_schedule: as in `DecodeConfig`.
     """
 
     prompt_ids: Sequence[Sequence[int]]
@@ -40,6 +40,19 @@ class Job:
     stop: str = ""
     probes: Mapping[str, Probe] = field(default_factory=dict)
     referee: Referee | None = None
+    beta_schedule: str = "constant"
+
+    def strengths(self) -> list[list[float]]:
+        """Return each row's betas, B rows of M, before the schedule."""
+        if self.betas is not None:
+            return [list(row) for row in self.betas]
+        numbers = [self.prompt_numbers[prompt] for prompt, _ in self.rows]
+        return [[reward.strength(number) for reward in self.rewards] for number in numbers]
+
+    def multipliers(self, device: torch.device) -> Tensor | None:
+        """Return what the schedule multiplies betas by, (max_new_tokens,) float32; None for 1."""
+        found = beta_multipliers(self.beta_schedule, self.max_new_tokens)
+        return None if found is None else torch.tensor(found, device=device)
 
 
 class HFBackend:
@@ -70,14 +83,14 @@ class HFBackend:
         """Yield the job's decode steps."""
         ids, mask = left_pad(job.prompt_ids, self.lm.device)
         streams = [(job.prompt_ids[prompt], sample) for prompt, sample in job.rows]
-        own = [reward.beta for reward in job.rewards]
-        betas = torch.tensor(job.betas if job.betas is not None else [own] * len(job.rows))
+        shape = len(job.rows), len(job.rewards)
         rows = Rows(
             ids,
             mask,
             torch.tensor([prompt for prompt, _ in job.rows], device=self.lm.device),
             draw_uniforms(job.seed, streams, job.max_new_tokens).to(self.lm.device),
-            betas.reshape(len(job.rows), len(own)).to(self.lm.device),
+            torch.tensor(job.strengths()).reshape(shape).to(self.lm.device),
+            job.multipliers(self.lm.device),
         )
         rewards = [reward.reward for reward in job.rewards]
         return decode(
@@ -87,7 +100,7 @@ class HFBackend:
 
     def complete(self, job: Job) -> Iterator[Completion]:
         """Yield each row's completion as the row ends."""
-        shape = len(job.rows), job.max_new_tokens
+        shape, strengths = (len(job.rows), job.max_new_tokens), job.strengths()
         tokens = torch.zeros(shape, dtype=torch.long, device=self.lm.device)
         rewards = torch.zeros(*shape, len(job.rewards), device=self.lm.device)
         traces: list[list[dict[str, object]]] = [[] for _ in job.rows]
@@ -98,17 +111,20 @@ class HFBackend:
                 trace_rows(step, [reward.name for reward in job.rewards], self.tokenizer, traces)
             for i, row in ended(step):
                 length = step.index + 1
-                done = self._completion(job, row, tokens[row, :length], rewards[row, :length], traces[row])
+                read = tokens[row, :length], rewards[row, :length], traces[row]
+                done = self._completion(job, row, strengths[row], *read)
                 scores = dict(zip(job.probes, step.probe_scores[i].tolist(), strict=True))
                 reason = done.finish_reason if step.finished[i] else "dropped"
                 yield replace(done, scores=scores, finish_reason=reason)
 
     def stream(self, job: Job) -> Iterator[TokenEvent]:
         """Yield every token of every row as it is drawn."""
-        strengths = torch.tensor([reward.beta for reward in job.rewards], device=self.lm.device).abs()
+        strengths = torch.tensor(job.strengths(), device=self.lm.device).abs().amax(0)
+        multipliers = job.multipliers(self.lm.device)
         pieces = [TextStream(self.tokenizer, job.stop) for _ in job.rows]
         for step in self.steps(job):
-            values, shifts = chosen_rewards(step).tolist(), shift(step, strengths).tolist()
+            acting = strengths if multipliers is None else strengths * multipliers[step.index]
+            values, shifts = chosen_rewards(step).tolist(), shift(step, acting).tolist()
             for i, (row, token) in enumerate(zip(step.rows.tolist(), step.token_ids.tolist(), strict=True)):
                 reason = self._reason(token, job.stop) if step.finished[i] else None
                 text = pieces[row].add(token, last=reason is not None)
@@ -116,12 +132,20 @@ class HFBackend:
                 yield TokenEvent(row, step.index, token, text, named, shifts[i], reason)
 
     def _completion(
-        self, job: Job, row: int, tokens: Tensor, rewards: Tensor, trace: list[dict[str, object]]
+        self,
+        job: Job,
+        row: int,
+        strengths: Sequence[float],
+        tokens: Tensor,
+        rewards: Tensor,
+        trace: list[dict[str, object]],
     ) -> Completion:
         prompt, sample = job.rows[row]
         ids, values = tokens.tolist(), rewards.tolist()
         named = {r.name: tuple(v[i] for v in values) for i, r in enumerate(job.rewards)}
-        total = sum(abs(r.beta) * named[r.name][-1] for r in job.rewards) if job.rewards else None
+        total = (
+            sum(abs(beta) * r for beta, r in zip(strengths, values[-1], strict=True)) if values[-1] else None
+        )
         return Completion(
             job.prompt_numbers[prompt],
             sample,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from decoder.contracts import UserError
 from decoder.lm import CausalLM, identify
 from decoder.loop import Rows, decode
 from decoder.sampling import SamplingConfig, draw_uniforms
-from decoder.weighting import Rewards, pair_betas, weigh_rewards
+from decoder.weighting import Rewards, beta_multipliers, pair_betas, weigh_rewards
 
 # What generate() puts into its lists for settings that this loop honours by itself.
 HONOURED = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MaxLengthCriteria, EosTokenCriteria)
@@ -47,6 +48,7 @@ def custom_generate(
     reward: Rewards = None,
     beta: float | None = None,
     reward_top_k: int = 20,
+    beta_schedule: str = "constant",
     seed: int | None = None,
     processing_class: PreTrainedTokenizerBase | None = None,
     **model_kwargs: Any,
@@ -54,6 +56,7 @@ def custom_generate(
     """Return input_ids (B, T) followed by the steered continuation, padded on the right with the pad id.
 
     Temperature, top_k, top_p, do_sample, max_new_tokens and end ids are those of the generation config.
+    beta_schedule: how beta changes along the text, "constant" or "linear:START:END:STEPS".
     seed: by default drawn from torch's global generator, so `torch.manual_seed` governs the call.
     processing_class: the tokenizer, so that saved rewards can check that it is theirs; without it only
         the sizes are checked.
@@ -68,6 +71,8 @@ def custom_generate(
     rewards = weigh_rewards(pair_betas(reward, beta), lambda found: load_token_reward(found, lm))
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     rows = _rows(lm, input_ids, model_kwargs.get("attention_mask"), [r.beta for r in rewards], seed, config)
+    if multipliers := beta_multipliers(beta_schedule, rows.uniforms.shape[1]):
+        rows = replace(rows, multipliers=torch.tensor(multipliers, device=lm.device))
     stop_ids = torch.tensor(_as_list(config.eos_token_id), dtype=torch.long, device=input_ids.device)
     pad = next(iter([*_as_list(config.pad_token_id), *_as_list(config.eos_token_id), 0]))
     shape = len(input_ids), rows.uniforms.shape[1]

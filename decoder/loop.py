@@ -28,6 +28,7 @@ class Rows:
         is read once, however many rows continue it.
     uniforms: (B, max_new_tokens) float32, each row's random numbers.
     betas: (B, M) float32, each row's strength of each reward; a row may have its own.
+    multipliers: (max_new_tokens,) float32, what betas are multiplied by at each token; None for 1.
     """
 
     prompt_ids: Tensor
@@ -35,6 +36,11 @@ class Rows:
     prompts: Tensor
     uniforms: Tensor
     betas: Tensor
+    multipliers: Tensor | None = None
+
+    def strengths(self, betas: Tensor, index: int) -> Tensor:
+        """Return the betas of live rows (B, M) as they act on token `index`."""
+        return betas if self.multipliers is None else betas * self.multipliers[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +107,9 @@ def decode(
         offer = offer.select(rows.prompts)
         _select(live, rows.prompts)
     numbers, betas, uniforms = torch.arange(len(rows.prompts), device=lm.device), rows.betas, rows.uniforms
-    length = uniforms.shape[1]
 
-    for index in range(length):
-        drawn, token_ids, chosen = draw(offer, betas, sampling, uniforms[:, index])
+    for index in range(length := uniforms.shape[1]):
+        drawn, token_ids, chosen = draw(offer, rows.strengths(betas, index), sampling, uniforms[:, index])
         finished = _finished(token_ids, drawn, stop_ids, numbers, last=index == length - 1)
         after = session.feed(token_ids) if reads_ends and not all(finished) else None
         taps = after.taps if after else session.finish(token_ids) if reads_ends else {}

@@ -7,6 +7,7 @@ on line 7 is found before a model is loaded.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from decoder.contracts import UserError
 from prompts.lines import decode_line, open_input, parse_line, shown
 
 MAX_LINE_BYTES = 1_000_000
+LARGEST = sys.float_info.max  # JSON writes whole numbers past it
 FORMS = (
     'use {"prompt": "..."}, {"prompt": {"text": "..."}}, {"prompt": [messages]} or {"messages": [...]}, '
     'with messages like {"role": "user", "content": "..."}'
@@ -31,6 +33,7 @@ class Prompt:
     source: where it was read ("FILE, line 7"), for messages to people; no part of equality.
     answer: the right answer, where there is one; a number stands as it is written.
     group: prompts of one group are alike, so that training and validation must not share them.
+    betas: name of a reward -> its strength after this prompt, instead of the call's.
     """
 
     id: str
@@ -39,6 +42,7 @@ class Prompt:
     source: str = field(default="", compare=False)
     answer: str | None = None
     group: str | None = None
+    betas: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.messages is None):
@@ -47,7 +51,8 @@ class Prompt:
     def record(self) -> dict[str, Any]:
         """Return the JSON object that stands under "prompt" in the output."""
         said = {"text": self.text} if self.messages is None else {"messages": list(self.messages)}
-        about = {"answer": self.answer, "group": self.group}
+        betas = None if self.betas is None else dict(self.betas)
+        about = {"answer": self.answer, "group": self.group, "betas": betas}
         return {**said, **{name: value for name, value in about.items() if value is not None}}
 
 
@@ -83,16 +88,16 @@ def read(path: Path | str) -> list[Prompt]:
 def from_value(value: object, *, prompt_id: str, source: str) -> Prompt:
     """Return the prompt that a string, {"text": ...}, {"messages": ...} or a list of messages stands for.
 
-    Beside "text" or "messages" there may be the "answer" and the "group", each a string or a number.
+    Beside "text" or "messages" there may be the "answer" and the "group", each a string or a number, and
+    "betas", the strengths of rewards after this prompt.
     """
-    text, messages, answer, group = value, value, None, None
+    text, messages, about = value, value, dict[str, Any]()
     if isinstance(value, Mapping):
-        text, messages = value.get("text"), value.get("messages")
-        answer, group = _label_of(value, "answer", source), _label_of(value, "group", source)
+        text, messages, about = value.get("text"), value.get("messages"), _about(value, source)
     if isinstance(text, str):
-        return Prompt(prompt_id, _checked_text(text, source), None, source, answer, group)
+        return Prompt(prompt_id, _checked_text(text, source), None, source, **about)
     if isinstance(messages, list | tuple):
-        return Prompt(prompt_id, None, _checked_messages(messages, source), source, answer, group)
+        return Prompt(prompt_id, None, _checked_messages(messages, source), source, **about)
     raise UserError(f"{source}: this is no prompt: {shown(value)}; {FORMS}")
 
 
@@ -132,7 +137,7 @@ def _from_json(line: str, default_id: str, where: str) -> Prompt:
 
 
 def from_record(record: object, *, default_id: str, where: str) -> Prompt:
-    """Return the prompt of a line's JSON value, with its "id", "answer" and "group" if it has them."""
+    """Return the prompt of a line's JSON value, with "id", "answer", "group" and "betas" if it has them."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: a prompt must be an object, not {shown(record)}; {FORMS}")
     present = [key for key in ("prompt", "messages") if key in record]
@@ -141,8 +146,13 @@ def from_record(record: object, *, default_id: str, where: str) -> Prompt:
         raise UserError(f'{where}: expected one of "prompt" and "messages", found {seen}; {FORMS}')
     value = record["prompt"] if "prompt" in record else {"messages": record["messages"]}
     prompt = from_value(value, prompt_id=_id_of(record, default_id, where), source=where)
+    return replace(prompt, **{key: said for key, said in _about(record, where).items() if said is not None})
+
+
+def _about(record: Mapping[str, object], where: str) -> dict[str, Any]:
+    """Return what is said beside a prompt, by the names of `Prompt`; None where nothing is."""
     answer, group = _label_of(record, "answer", where), _label_of(record, "group", where)
-    return replace(prompt, answer=answer or prompt.answer, group=group or prompt.group)
+    return {"answer": answer, "group": group, "betas": _betas_of(record, where)}
 
 
 def _id_of(record: Mapping[str, object], default: str, where: str) -> str:
@@ -164,6 +174,18 @@ def _label_of(record: Mapping[str, object], key: str, where: str) -> str | None:
     if not is_number and not isinstance(value, str):
         raise UserError(f'{where}: "{key}" must be a string or a number, not {shown(value)}; mend it')
     return _checked_text(str(value), where, what=f'"{key}"')
+
+
+def _betas_of(record: Mapping[str, object], where: str) -> dict[str, float] | None:
+    betas = record.get("betas")
+    if betas is None:
+        return None
+    if not isinstance(betas, Mapping):
+        raise UserError(f'{where}: "betas" must be like {{"positive": 2.0}}, not {shown(betas)}; mend it')
+    for name, beta in betas.items():
+        if isinstance(beta, bool) or not isinstance(beta, int | float) or not abs(beta) <= LARGEST:
+            raise UserError(f"{where}: the beta of {name!r} must be a finite number, not {shown(beta)}")
+    return {str(name): float(beta) for name, beta in betas.items()} or None
 
 
 def _checked_messages(messages: Sequence[object], where: str) -> tuple[dict[str, Any], ...]:
