@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from decoder.models import LoadedModel, cache_directory, load_model, quiet_trans
 from rewards.arm import ArmConfig, Output, Summary, save_pretrained
 from rewards.arm_material import Material
 from rewards.arm_training import ReadMaterial, Search, TrainedArm, read_material, train
+from rewards.ask_teacher import ask_teacher
 from rewards.fit_arm import Recipe
 from rewards.output_folder import write_folder
 from rewards.report_arm import report
@@ -53,17 +54,22 @@ def train_and_save(
     *,
     places: Mapping[str, Path],
     cache: Path | None = None,
+    teacher: Path | None = None,
 ) -> None:
     """Write a reward into `output`, or for several labels into their `places`, and print how good it is.
 
-    Raises UserError for an unusable model, layer, cache or output folder.
+    teacher: a saved RAD or backbone ARM whose values are learnt in place of the labels. Raises UserError for
+    an unusable model, layer, cache, teacher or output folder.
     """
     begin = time.perf_counter()
     loaded = load_generator(model)
     search = _search(head, loaded)
     load_seconds = material.seconds + time.perf_counter() - begin
     folder = cache or cache_directory() / "states"
+    taught = None if teacher is None else ask_teacher(teacher, loaded, material, head.max_length)
     read = read_material(loaded, material, search.layers, folder, head.max_length)
+    if taught is not None:
+        read = replace(read, soft=taught.soft)
     for trained in train(loaded, material, read, search):
         seconds = {
             "load": load_seconds,
@@ -71,7 +77,11 @@ def train_and_save(
             "selection": trained.choice.selection_seconds,
             "fit": trained.choice.fit_seconds,
         }
+        if taught is not None:
+            seconds["teacher"] = taught.seconds
         provenance = _provenance(material, read, head.seed, seconds)
+        if taught is not None:
+            provenance["teacher"] = {"teacher": taught.name, "digest": taught.digest}
         _save(places.get(trained.column, output), trained, loaded, provenance)
 
 
@@ -112,20 +122,27 @@ def _provenance(
     material: Material, read: ReadMaterial, seed: int, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return where a head came from; names of files without their folders."""
-    labelled = material.labelled
-    shares = labelled.labels.mean(0).round(4).tolist()
     return {
-        "command": shlex.join(["python", "-m", "rewards.train_arm", *map(_without_folder, sys.argv[1:])]),
-        "files": labelled.files,
-        "sha256": labelled.fingerprint(),
-        "n_texts": {"train": len(material.train), "validation": len(material.validation)},
-        "n_tokens": len(read.states.next_ids),
-        "n_rows_empty": labelled.n_empty,
-        "n_rows_repeated": labelled.n_repeated,
-        "positive_share": dict(zip(labelled.columns, shares, strict=True)),
+        **about_data("rewards.train_arm", material, len(read.states.next_ids)),
         "split_seed": seed,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "versions": versions(),
+    }
+
+
+def about_data(module: str, material: Material, n_tokens: int) -> dict[str, Any]:
+    """Return the command of that module and the data it was given, without folders, ready for JSON."""
+    labelled = material.labelled
+    shares = labelled.labels.mean(0).round(4).tolist()
+    return {
+        "command": shlex.join(["python", "-m", module, *map(_without_folder, sys.argv[1:])]),
+        "files": labelled.files,
+        "sha256": labelled.fingerprint(),
+        "n_texts": {"train": len(material.train), "validation": len(material.validation)},
+        "n_tokens": n_tokens,
+        "n_rows_empty": labelled.n_empty,
+        "n_rows_repeated": labelled.n_repeated,
+        "positive_share": dict(zip(labelled.columns, shares, strict=True)),
     }
 
 

@@ -34,11 +34,15 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class ReadMaterial:
-    """The states of all texts: those to learn from, and of each test. seconds: of reading them."""
+    """The states of all texts: those to learn from, and of each test. seconds: of reading them.
+
+    soft: (N, L) float32, a teacher's P(attribute) of each column at the states to learn from.
+    """
 
     states: TokenStates
     tests: dict[str, TokenStates]
     seconds: float
+    soft: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def train(
             labelled.labels[:, number],
             torch.from_numpy(material.train),
             torch.from_numpy(material.validation),
+            None if read.soft is None else read.soft[:, number],
         )
         choice = _search(task, search, f"fitting {column}")
         yield TrainedArm(column, choice, _measure(choice, task, material, read, number))

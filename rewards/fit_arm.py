@@ -1,7 +1,8 @@
 """Fit a tap ARM to labelled texts whose states have been read.
 
 Loss: binary cross-entropy at every token, weighted 2t / (l(l+1)) over the l tokens of a text (the
-cumulative loss of RAD, arXiv 2310.09520), both classes weighing the same. States and embeddings are
+cumulative loss of RAD, arXiv 2310.09520), both classes weighing the same. Where a teacher says P(attribute)
+after every token, that is the target, and the tokens of a text weigh alike. States and embeddings are
 standardised for the fit; that, and the calibration afterwards, is folded into the saved weights.
 """
 
@@ -27,7 +28,8 @@ class Task:
     """Texts, labels, and which of them are for what.
 
     states: of M texts. embeddings: (V, d) the generator's output embeddings. labels: (M,) float64 in
-    [0, 1]. train, validation: int64 text numbers, disjoint.
+    [0, 1]. train, validation: int64 text numbers, disjoint. soft: (N,) float32, a teacher's P(attribute)
+    after the token that each state is scored with; learnt in place of the labels.
     """
 
     states: TokenStates
@@ -35,6 +37,7 @@ class Task:
     labels: NDArray[np.float64]
     train: Tensor
     validation: Tensor
+    soft: Tensor | None = None
 
     def balanced(self) -> tuple[Tensor, Tensor]:
         """Return weights and targets (M,) float32 under which the classes of the training texts balance."""
@@ -125,13 +128,27 @@ def _epochs(
         order = task.train[torch.randperm(len(task.train), generator=generator)]
         for texts in order.split(batch_size):
             scores = log_odds(head, task.states, task.embeddings, texts, scale)
-            loss = cumulative_loss(scores, task.states.lengths[texts], targets[texts], weights[texts])
+            loss = task_loss(scores, task, texts, targets, weights)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimiser.step()
             schedule.step()
         yield
+
+
+def task_loss(scores: Tensor, task: Task, texts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return the loss of all tokens of the texts (B,), scores (n,), to balanced labels (M,) or a teacher."""
+    lengths = task.states.lengths[texts]
+    if task.soft is None:
+        return cumulative_loss(scores, lengths, targets[texts], weights[texts])
+    return soft_loss(scores, lengths, task.soft[task.states.rows_of(texts)[0]])
+
+
+def soft_loss(scores: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over texts (B,) of the mean loss of their tokens, scores and targets (n,)."""
+    weights = (1.0 / lengths).repeat_interleave(lengths)
+    return binary_cross_entropy_with_logits(scores, targets, weights, reduction="sum") / len(lengths)
 
 
 def cumulative_loss(scores: Tensor, lengths: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -193,7 +210,7 @@ def validation_loss(head: ArmHead, scale: Scale, task: Task) -> float:
     weights, targets = task.balanced()
     texts = task.validation
     scores = score_texts(head, task, texts, scale)
-    return float(cumulative_loss(scores, task.states.lengths[texts], targets[texts], weights[texts]))
+    return float(task_loss(scores, task, texts, targets, weights))
 
 
 def measure_scale(task: Task, layers: tuple[int, ...]) -> Scale:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from decoder.contracts import UserError
 
-FILES = {"config.json", "model.safetensors"}
+FILES = {"config.json", "model.safetensors", "adapter", "backbone"}
 
 
 def plan_output(folder: Path, columns: Sequence[str], *, overwrite: bool) -> dict[str, Path]:

@@ -1,117 +1,102 @@
-"""`python -m rewards.train_arm DATA --output DIR`: from your labels to a steering reward."""
+"""`python -m rewards.train_arm DATA --output DIR`: from your labels to a steering reward.
+
+python -m rewards.train_arm train.tsv --output arm
+python -m rewards.train_arm train.tsv --output arm-backbone --form backbone
+python -m rewards.train_arm train.tsv --output arm-taught --teacher rad
+python -m rewards.train_arm train.tsv --output arm-distilled --form backbone --teacher rad --distil candidates
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from decoder.cli import make_app, run
 from decoder.contracts import UserError
+from rewards.training_options import (
+    BackboneOptions,
+    Data,
+    GeneratorOptions,
+    TapOptions,
+    TeacherOptions,
+    TextOptions,
+    pick,
+    refuse_given,
+    takes,
+)
 
-# What each option is; the defaults stand below.
-Data = Annotated[
-    list[str],
-    typer.Argument(
-        help="CSV, TSV, JSONL or Parquet files, data set folders or hub ids (owner/name). "
-        "FILE::text=COLUMN,label=COLUMN,positive=VALUE overrides the options for one of them.",
-        metavar="DATA...",
-    ),
+Output = Annotated[
+    Path, typer.Option(help="Folder for the reward; for several labels and taps, one in it each.")
 ]
-Output = Annotated[Path, typer.Option(help="Folder for the reward; for several labels, one in it each.")]
-TextColumn = Annotated[str | None, typer.Option(help="Name, or position from 0 in a file without a header.")]
-LabelColumn = Annotated[
-    list[str] | None, typer.Option(help="As --text-column. Several times: a reward for each.")
-]
-PositiveLabel = Annotated[
-    list[str] | None, typer.Option(help="A value that counts as 1, all others as 0. May be repeated.")
-]
-Detokenize = Annotated[bool, typer.Option(help="Undo the spacing of tokenised corpora (SST-2).")]
-CleanSocial = Annotated[bool, typer.Option(help="Strip RT, @names, links and the like.")]
-Validation = Annotated[
-    str | None, typer.Option(help="Choose and calibrate on this file instead of an eighth of DATA.")
-]
-Test = Annotated[list[str] | None, typer.Option(help="Only report on this file. May be repeated.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many texts of DATA.")]
-Model = Annotated[str, typer.Option(help="Alias, folder, GGUF file or hub id.")]
-Layers = Annotated[
-    str | None, typer.Option(help="Taps to read, as 15,21. Default: the best one or two of five.")
-]
-Rank = Annotated[int | None, typer.Option(min=1, help="Default: 16 or 64, chosen.")]
-WeightDecay = Annotated[float | None, typer.Option(min=0, help="Default: 1 or 10, chosen.")]
-Summary = Annotated[
-    Literal["text", "generated", "none", "mean"],
+Form = Annotated[
+    Literal["tap", "backbone"],
     typer.Option(
-        help="Running mean of the states over the whole text, over the generated part (works where an "
-        "engine skips cached prompts), or none; mean is that over the text without the last state."
+        help="Read the generator's own states, at no cost, or train a second model that reads the text too."
     ),
+]
+Rank = Annotated[
+    int | None, typer.Option(min=1, help="Default: 16 or 64, chosen; for a backbone a full matrix.")
 ]
 OutputForm = Annotated[
-    Literal["log_probability", "probability"],
-    typer.Option(help="r is log P(attribute), or P(attribute) as in the papers."),
+    Literal["log_probability", "probability"] | None,
+    typer.Option(
+        help="r is log P(attribute), or P(attribute) as in the papers. Default: log_probability; after "
+        "squared error, probability."
+    ),
 ]
-Epochs = Annotated[int, typer.Option(min=1)]
-MaxLength = Annotated[int, typer.Option(min=2, help="Tokens read of a text.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the split and of the fit.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder to keep the states read in.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Default: 6; for a backbone 2.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a reward in the output folder.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
-Revision = Annotated[str | None, typer.Option(help="Of a hub model.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-]
 
 
+@takes(TextOptions, GeneratorOptions, TapOptions, BackboneOptions, TeacherOptions)
 def train_arm(
     data: Data,
     output: Output,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    positive_label: PositiveLabel = None,
-    detokenize: Detokenize = False,
-    clean_social: CleanSocial = False,
-    validation: Validation = None,
-    test: Test = None,
-    limit: Limit = None,
-    model: Model = "smollm2-135m",
-    layers: Layers = None,
+    form: Form = "tap",
     rank: Rank = None,
-    weight_decay: WeightDecay = None,
-    summary: Summary = "text",
-    output_form: OutputForm = "log_probability",
-    epochs: Epochs = 6,
-    max_length: MaxLength = 256,
-    seed: Seed = 0,
-    cache: Cache = None,
+    epochs: Epochs = None,
+    output_form: OutputForm = None,
     overwrite: Overwrite = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    **options: Any,
 ) -> None:
     """Train a steering reward from labelled texts: labels are 0/1, True/False or numbers in [0, 1].
 
-    Chooses layers, rank and weight decay on an eighth of the texts, calibrates on it, and reports AUC,
-    accuracy and calibration error by how much of a text was read.
+    The tap form chooses layers, rank and weight decay on an eighth of the texts and calibrates on it. The
+    backbone form keeps the weights that do best on it, and goes on where an interrupted run stopped. Both
+    report AUC, accuracy and calibration error by how much of a text was read.
     """
-    from rewards.arm_material import DataOptions, gather
-    from rewards.labelled_text import Source
+    from rewards.arm_material import gather
     from rewards.output_folder import plan_output
 
-    taps = _parse_layers(layers)
-    columns = Source("", text_column, tuple(label_column or ()), frozenset(positive_label or ()))
-    tests = tuple(test or ())
-    options = DataOptions(tuple(data), columns, detokenize, clean_social, validation, tests, limit, seed)
-    places = plan_output(output, options.label_columns(), overwrite=overwrite)
-    material = gather(options)
+    texts, tap = pick(TextOptions, options), pick(TapOptions, options)
+    generator = pick(GeneratorOptions, options)
+    backbone, teacher = pick(BackboneOptions, options), pick(TeacherOptions, options)
+    for other in (backbone, replace(teacher, teacher=None)) if form == "tap" else (tap,):
+        refuse_given(form, other)
+    wanted = texts.data(data)
+    layers = _parse_layers(tap.layers)
+    columns = wanted.label_columns() if form == "tap" else ()
+    places = plan_output(output, columns, overwrite=overwrite)
+    material = gather(wanted)
     # torch takes seconds to import; neither --help nor a mistake in the data must wait for it
-    from rewards.arm_run import HeadOptions, ModelOptions, train_and_save
+    if form == "tap":
+        from rewards.arm_run import HeadOptions, ModelOptions, train_and_save
 
-    head = HeadOptions(taps, rank, weight_decay, summary, output_form, epochs, max_length, seed)
-    generator = ModelOptions(model, dtype, device, revision, trust_remote_code)
-    train_and_save(material, head, generator, output, places=places, cache=cache)
+        form_of_r = output_form or "log_probability"
+        decay, length = tap.weight_decay, texts.max_length
+        head = HeadOptions(layers, rank, decay, tap.summary, form_of_r, epochs or 6, length, texts.seed)
+        train_and_save(
+            material, head, ModelOptions(*generator.values()), output,
+            places=places, cache=tap.cache, teacher=teacher.teacher,
+        )  # fmt: skip
+    else:
+        from rewards.backbone_run import Wanted, train_backbone
+
+        reward = Wanted("backbone_arm", rank, epochs or 2, output_form, texts.max_length, texts.seed)
+        train_backbone(material, reward, backbone, teacher, generator, output)
 
 
 def _parse_layers(layers: str | None) -> tuple[int, ...]:
