@@ -19,7 +19,10 @@ COMMANDS = {
     "best-of-n": ("decoder.best_of_n", "Draw N samples a prompt and choose the best."),
     "check": ("decoder.check", "Check a model and a reward: batching, caching, beta 0, vocabulary."),
     "train-arm": ("rewards.train_arm", "Train a steering reward from your labels."),
-    "train-rad": ("rewards.train_rad", "Train a RAD reward: it reads every candidate, with a model of its own."),
+    "train-rad": (
+        "rewards.train_rad",
+        "Train a RAD reward: it reads every candidate, with a model of its own.",
+    ),
     "train-elhsr": ("rewards.train_elhsr", "Train a Best-of-N probe from labelled samples."),
     "measure": ("eval.run", "Measure generations: toxicity, sentiment, perplexity, diversity."),
     "compare": ("eval.compare", "Compare two evaluations, paired over prompts."),

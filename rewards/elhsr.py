@@ -1,9 +1,10 @@
 """The ELHSR probe: a gated linear score of a whole sample, read off the generator's own hidden states.
 
-    [a_t, r_t] = sum over taps l of A_l h_t^l + b,    R = sum_t sigmoid(a_t) r_t / sum_t sigmoid(a_t)
+    [a_t, r_t] = sum over taps l of A_l h_t^l + c log p_t + b, R = sum_t sigmoid(a_t) r_t / sum_t sigmoid(a_t)
 
 over the generated tokens t, where h_t^l is the state of layer l that has read token t, the last token
-included. Two running sums a row are enough, so the score exists as soon as the last token does. Each
+included, and log p_t, where the probe reads it (c = 0 in the paper), how likely the generator found that
+token. Two running sums a row are enough, so the score exists as soon as the last token does. Each
 tap's share is a product of its own, and no states are kept.
 
 Source: "Efficient Best-of-N from Language Model Hidden States" (arXiv 2505.12225), its reward formula;
@@ -24,6 +25,7 @@ from decoder.contracts import Drawn, ModelIdentity, Reading, UserError
 from decoder.lm import CausalLM
 from rewards import artefact
 from rewards.fold import GatedMean
+from rewards.likelihood import log_probabilities
 
 AT_ONCE = 1 << 20  # numbers of states in float32 that `project` holds at a time
 
@@ -40,6 +42,7 @@ class ElhsrConfig:
         RMSNorm model is "rms" times a vector, which the weights absorb.
     features: "hidden", or "logits" for one weight a vocabulary entry. Logits are E h of the last layer,
         so the probe reads A E off that tap and never makes the vocabulary-wide vector.
+    likelihood: whether log p_t is read too, which takes a logsumexp over the vocabulary a step.
     """
 
     layers: tuple[int, ...]
@@ -47,10 +50,14 @@ class ElhsrConfig:
     gate: bool = True
     norm: Norm = "rms"
     features: Features = "hidden"
+    likelihood: bool = False
 
 
 class ElhsrHead(nn.Module):
-    """The weights: (L, d, 2), or (V, 2) over logits, and a bias (2,); column 0 is the gate, 1 the reward."""
+    """The weights: (L, d, 2), or (V, 2) over logits, a bias (2,) and, where log p is read, (2,) for that.
+
+    Column 0 is the gate, 1 the reward.
+    """
 
     def __init__(self, config: ElhsrConfig, vocab_size: int = 0) -> None:
         """Make a head whose every score is 0."""
@@ -59,6 +66,7 @@ class ElhsrHead(nn.Module):
         shape = (vocab_size,) if config.features == "logits" else (len(config.layers), config.hidden_size)
         self.weight = nn.Parameter(torch.zeros(*shape, 2))
         self.bias = nn.Parameter(torch.zeros(2))
+        self.likelihood = nn.Parameter(torch.zeros(2)) if config.likelihood else None
 
 
 def scale(h: Tensor, norm: Norm) -> Tensor:
@@ -91,12 +99,14 @@ class Elhsr:
     """A trained head bound to one generator: a `Probe`.
 
     weight: (L, d, 2) float32 and bias: (2,), with the unembedding folded in where it reads logits.
+    likelihood: (2,) float32 on log p, or None where that is not read.
     """
 
     config: ElhsrConfig
     weight: Tensor
     bias: Tensor
     digest: str
+    likelihood: Tensor | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -105,8 +115,8 @@ class Elhsr:
 
     @property
     def reads_logits(self) -> bool:
-        """False: what it says about logits, it reads off the last tap."""
-        return False
+        """Whether it reads log p; what else it says about logits, it reads off the last tap."""
+        return self.likelihood is not None
 
     def start(self, prompt_ids: Tensor, prompt_mask: Tensor, reading: Reading) -> GatedMean:
         """Open a session: two running sums a row."""
@@ -115,6 +125,8 @@ class Elhsr:
     def read(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Return gates (B, T) in [0, 1] and rewards (B, T) of the tokens."""
         both = project(drawn.taps, self.weight, self.bias, self.config)
+        if self.likelihood is not None:
+            both = both + log_probabilities(drawn)[..., None] * self.likelihood
         gates = both[..., 0].sigmoid() if self.config.gate else torch.ones_like(both[..., 0])
         return gates, both[..., 1]
 
@@ -132,7 +144,8 @@ class Elhsr:
         by_rows = (
             weight.float().mT.contiguous().mT
         )  # the same (L, d, 2), laid out for a product 5 times as fast
-        return cls(head.config, by_rows, bias.float(), digest)
+        likelihood = None if head.likelihood is None else head.likelihood.detach().float().to(lm.device)
+        return cls(head.config, by_rows, bias.float(), digest, likelihood)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, lm: CausalLM, form: str | None = None) -> Elhsr:
@@ -179,7 +192,9 @@ def _shape(directory: Path, config: Mapping[str, Any]) -> ElhsrConfig:
     try:
         layers = tuple(int(layer) for layer in config["layers"])
         size = int(config["hidden_size"])
-        found = ElhsrConfig(layers, size, config["gate"], config["norm"], config["features"])
+        found = ElhsrConfig(
+            layers, size, config["gate"], config["norm"], config["features"], config.get("likelihood", False)
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{directory}/config.json lacks or garbles {error}: train the probe again") from None
     if not layers:

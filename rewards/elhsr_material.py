@@ -14,7 +14,7 @@ from torch import Tensor
 
 from decoder.models import LoadedModel
 from rewards.fit_top_logprobs import features_by_replay
-from rewards.rollout_states import RolloutStates, read_rollout_states
+from rewards.rollout_states import RolloutStates, read_log_probabilities, read_rollout_states
 from rewards.rollouts import Rollout, check_labels, read_rollouts, split_by_prompt, tokenise_rollouts
 
 VALIDATION = 0.2
@@ -38,6 +38,7 @@ class RolloutSet:
 
     prompt_ids: a row a prompt. completion_ids: for each prompt, a row a completion. labels: (M,) float32.
     groups: (M,) int64, the number of each completion's prompt. seconds: of reading.
+    log_probabilities: (N,) float32 of all tokens that `states` holds, or None where no probe reads them.
     """
 
     rollouts: list[Rollout]
@@ -47,6 +48,7 @@ class RolloutSet:
     labels: Tensor
     groups: Tensor
     seconds: float
+    log_probabilities: Tensor | None = None
 
     def subset(self, prompts: Tensor) -> RolloutSet:
         """Return the rollouts with those numbers (P,), ascending, on the same states; groups keep theirs."""
@@ -60,6 +62,7 @@ class RolloutSet:
             self.labels[kept],
             self.groups[kept],
             self.seconds,
+            self.log_probabilities,
         )
 
     def logprobs(self, loaded: LoadedModel, m: int) -> list[Tensor]:
@@ -90,15 +93,21 @@ def with_states(
     *,
     chat: bool,
     title: str,
+    likelihood: bool = False,
 ) -> RolloutSet:
-    """Return rollouts with the states of their completions, from the cache as far as it has them."""
+    """Return rollouts with the states of their completions, from the cache as far as it has them.
+
+    likelihood: with their tokens' log-probabilities too.
+    """
     begin = time.perf_counter()
     prompts, completions = tokenise_rollouts(loaded.tokenizer, rollouts, chat=chat)
     states = read_rollout_states(loaded.lm, prompts, completions, layers, cache, title=title)
+    found = read_log_probabilities(loaded.lm, prompts, completions, cache) if likelihood else None
     labels = torch.from_numpy(np.concatenate([each.labels for each in rollouts])).float()
     sizes = torch.tensor([len(each.labels) for each in rollouts])
     groups = torch.arange(len(rollouts)).repeat_interleave(sizes)
-    return RolloutSet(rollouts, prompts, completions, states, labels, groups, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    return RolloutSet(rollouts, prompts, completions, states, labels, groups, seconds, found)
 
 
 def split(rollouts: Sequence[Rollout], seed: int, loss: str) -> tuple[Tensor, Tensor]:

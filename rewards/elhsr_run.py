@@ -16,6 +16,7 @@ from torch import Tensor
 from decoder.contracts import UserError
 from decoder.models import LoadedModel, cache_directory, versions
 from rewards.arm_run import ModelOptions, load_generator
+from rewards.elhsr import ElhsrConfig
 from rewards.elhsr_material import DataOptions, RolloutSet, read_sets, split, with_states
 from rewards.fit_elhsr import Recipe
 from rewards.measure_choice import ChoiceMeasures, measure_choice
@@ -55,7 +56,7 @@ def train_and_save(
     sets = read_sets(data)
     loaded = load_generator(model)
     search = replace(search, shape=bind_shape(search.shape, loaded))
-    read = _read(data, sets, search.shape.config.layers, loaded, cache, chat=chat)
+    read = _read(data, sets, search.shape.config, loaded, cache, chat=chat)
     runs = [train(read, loaded, search, size, seed) for size, seed in _plan(search, read["training"])]
     kept = next(run for run in runs if run.n_prompts == max(each.n_prompts for each in runs))
     about = describe(kept, runs, search, read)
@@ -66,7 +67,7 @@ def train_and_save(
 def _read(
     data: DataOptions,
     sets: Sequence[Any],
-    layers: tuple[int, ...],
+    config: ElhsrConfig,
     loaded: LoadedModel,
     cache: Path | None,
     *,
@@ -78,9 +79,12 @@ def _read(
     if len(set(names)) < len(names):
         raise UserError(f"test files {', '.join(names[1:])} share a name: rename one, or leave it out")
     return {
-        name: with_states(loaded, rollouts, layers, folder, chat=chat, title=f"reading states of {name}")
+        name: with_states(
+            loaded, rollouts, config.layers, folder,
+            chat=chat, title=f"reading states of {name}", likelihood=config.likelihood,
+        )
         for name, rollouts in zip(names, sets, strict=True)
-    }
+    }  # fmt: skip
 
 
 def _plan(search: Search, material: RolloutSet) -> list[tuple[int | None, int]]:

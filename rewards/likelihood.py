@@ -31,8 +31,7 @@ class MeanLogProbability:
     @staticmethod
     def read(drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Return gates of 1 and log p of each token, both (B, T) float32."""
-        logits = drawn_logits(drawn)
-        chosen = logits.gather(-1, drawn.ids[..., None])[..., 0] - logits.logsumexp(-1)
+        chosen = log_probabilities(drawn)
         return torch.ones_like(chosen), chosen
 
 
@@ -57,6 +56,12 @@ class SelfCertainty:
         logits = drawn_logits(drawn)
         divergence = logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])
         return torch.ones_like(divergence), divergence
+
+
+def log_probabilities(drawn: Drawn) -> Tensor:
+    """Return log p (B, T) float32 of the tokens drawn, in the base model's distribution over all tokens."""
+    logits = drawn_logits(drawn)
+    return logits.gather(-1, drawn.ids[..., None])[..., 0] - logits.logsumexp(-1)
 
 
 def drawn_logits(drawn: Drawn) -> Tensor:

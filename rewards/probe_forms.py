@@ -18,7 +18,7 @@ from rewards.elhsr import ElhsrConfig, ElhsrHead, Features, Norm, save_pretraine
 from rewards.elhsr_material import RolloutSet
 from rewards.fit_elhsr import Fit, Recipe, Tokens, completions_of, fit, scores
 from rewards.fold import gated_mean
-from rewards.reduction import Reduction, find_reduction
+from rewards.reduction import LikelihoodScale, Reduction, find_reduction
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,13 @@ def make_shape(
     gate: bool,
     norm: Norm,
     features: Features,
+    likelihood: bool,
     components: int,
     pooling: embedding_head.Pooling,
     alternatives: int,
 ) -> Shape:
     """Return the shape that options ask for, still without a model's numbers; components 0 means all."""
-    config = ElhsrConfig(layers, 0, gate, norm, features)
+    config = ElhsrConfig(layers, 0, gate, norm, features, likelihood)
     return Shape(form, config, components or sys.maxsize, pooling, alternatives=alternatives)
 
 
@@ -76,11 +77,12 @@ def _fit_elhsr(
     config, states = shape.config, material.states
     rows = states.rows_of(completions_of(material.groups, train))[0]
     reduction = find_reduction(states.taps, rows, config.layers, config.norm, shape.components)
-    fitted = fit(_tokens(material, reduction, config), train, validation, recipe)
-    head = to_head(fitted, reduction, config, loaded)
+    scale = LikelihoodScale.of(_log_probabilities(material)[rows]) if config.likelihood else None
+    fitted = fit(_tokens(material, reduction, scale, config), train, validation, recipe)
+    head = to_head(fitted, reduction, scale, config, loaded)
 
     def score(rollouts: RolloutSet) -> Tensor:
-        tokens = _tokens(rollouts, reduction, config)
+        tokens = _tokens(rollouts, reduction, scale, config)
         with torch.no_grad():
             return scores(fitted.linear, tokens, torch.arange(len(tokens.labels)), recipe.gate)
 
@@ -90,18 +92,38 @@ def _fit_elhsr(
     return Fitted(score, save, fitted.validation_loss, fitted.epoch, _count(head))
 
 
-def _tokens(material: RolloutSet, reduction: Reduction, config: ElhsrConfig) -> Tokens:
+def _tokens(
+    material: RolloutSet, reduction: Reduction, scale: LikelihoodScale | None, config: ElhsrConfig
+) -> Tokens:
     lengths = material.states.lengths
     rows, _ = material.states.rows_of(torch.arange(len(lengths)))
     features = reduction.apply(material.states.taps, config.layers, config.norm, rows)
+    if scale is not None:
+        features = torch.cat([features, scale.apply(_log_probabilities(material)[rows])], 1)
     return Tokens(features, lengths.cumsum(0) - lengths, lengths, material.groups, material.labels)
 
 
-def to_head(fitted: Fit, reduction: Reduction, config: ElhsrConfig, loaded: LoadedModel) -> ElhsrHead:
+def _log_probabilities(material: RolloutSet) -> Tensor:
+    assert material.log_probabilities is not None  # read with the states, where the config asks for them
+    return material.log_probabilities
+
+
+def to_head(
+    fitted: Fit,
+    reduction: Reduction,
+    scale: LikelihoodScale | None,
+    config: ElhsrConfig,
+    loaded: LoadedModel,
+) -> ElhsrHead:
     """Return the probe on whole states, or on logits, that scores as the fit on features does."""
     with torch.no_grad():
-        weight, bias = reduction.fold_back(fitted.linear.weight.T, fitted.linear.bias)
         head = ElhsrHead(config, loaded.lm.identity.vocab_size)
+        weight, bias = fitted.linear.weight.T, fitted.linear.bias.detach()
+        if scale is not None and head.likelihood is not None:
+            likelihood, bias = scale.fold_back(weight[-1], bias)
+            head.likelihood.copy_(likelihood)
+            weight = weight[:-1]
+        weight, bias = reduction.fold_back(weight, bias)
         if config.features == "logits":
             weight, bias = unfold_unembedding(weight[0], bias, loaded)
         head.weight.copy_(weight)
@@ -198,5 +220,7 @@ def bind_shape(shape: Shape, loaded: LoadedModel) -> Shape:
         layers = own
     elif not layers:
         layers = (last,) if shape.form == "embedding" else tuple(range(last + 1))
+    if config.likelihood and shape.form != "elhsr":
+        raise UserError(f"--likelihood is for --form elhsr, not {shape.form}: leave it out")
     norm = "none" if config.features == "logits" else config.norm
     return replace(shape, config=replace(config, layers=layers, hidden_size=identity.hidden_size, norm=norm))

@@ -17,6 +17,9 @@ from rewards.elhsr import Norm, scale
 
 SAMPLE = 40_000  # tokens that the directions are found on
 CHUNK = 16_384  # tokens read at a time
+EMPHASIS = (
+    10.0  # of log p among hundreds of features, which a fit of a few hundred steps would else leave small
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,27 @@ class Reduction:
         folded = self.bases.double() @ per_tap  # (L, d, 2)
         shift = torch.einsum("ld,ldk->k", self.means.double(), folded)
         return folded.float(), (bias.double() - shift).float()
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodScale:
+    """How log p becomes a fit feature: (log p - mean) * factor."""
+
+    mean: float
+    factor: float
+
+    @classmethod
+    def of(cls, log_p: Tensor) -> LikelihoodScale:
+        """Return the scale that gives log p (N,) mean 0 and standard deviation EMPHASIS."""
+        return cls(float(log_p.mean()), EMPHASIS / max(float(log_p.std()), 1e-6))
+
+    def apply(self, log_p: Tensor) -> Tensor:
+        """Return features (n, 1) of log p (n,)."""
+        return (log_p[:, None] - self.mean) * self.factor
+
+    def fold_back(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight and bias (2,) on log p, from weight and bias (2,) on the feature."""
+        return weight * self.factor, bias - weight * self.factor * self.mean
 
 
 def find_reduction(

@@ -20,6 +20,7 @@ from decoder.contracts import UserError
 from decoder.lm import CausalLM
 from decoder.replay import batches_by_length, read_fork
 from rewards.features import STORED, FileArray, cached_layers, progress_bar, put, token_rows
+from rewards.likelihood import log_probabilities
 
 TokenIds = Sequence[int]
 
@@ -94,6 +95,38 @@ def read_completions(
             drawn = read_fork(lm, prompt, [completions[i] for i in batch], layers, logits=False)[1]
             yield [first + i for i in batch], dict(drawn.taps), drawn.mask
         first += len(completions)
+
+
+def read_log_probabilities(
+    lm: CausalLM,
+    prompt_ids: Sequence[TokenIds],
+    completion_ids: Sequence[Sequence[TokenIds]],
+    cache: Path,
+    *,
+    title: str = "reading log-probabilities",
+) -> Tensor:
+    """Return log p (N,) float32 of every token of the completions, in their order, from the cache if there.
+
+    Arguments and errors as in `read_rollout_states`. What a decode at temperature 1 drew the tokens from.
+    """
+    prompts = [prompt for prompt, rows in zip(prompt_ids, completion_ids, strict=True) for _ in rows]
+    completions = [row for rows in completion_ids for row in rows]
+    _check_fit(lm, prompts, completions)
+    n_tokens = sum(map(len, completions))
+
+    def fill(arrays: Mapping[int, FileArray]) -> None:
+        first = 0
+        with progress_bar() as progress:
+            for prompt, rows in progress.track(
+                [*zip(prompt_ids, completion_ids, strict=True)], description=title
+            ):
+                drawn = read_fork(lm, prompt, rows, (), logits=True)[1]
+                found = log_probabilities(drawn)[drawn.mask]  # completion after completion
+                put(arrays[0], torch.arange(first, first + len(found)), found[:, None], 0)
+                first += len(found)
+
+    key = f"{_key(lm, prompts, completions)}-log-p"
+    return cached_layers(cache, key, (0,), (n_tokens, 1), torch.float32, fill)[0][:, 0]
 
 
 def _check_fit(lm: CausalLM, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> None:

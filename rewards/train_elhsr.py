@@ -51,6 +51,9 @@ NormOption = Annotated[
 FeaturesOption = Annotated[
     Literal["hidden", "logits"], typer.Option(help="Weights on hidden states, or one a vocabulary entry.")
 ]
+Likelihood = Annotated[
+    bool, typer.Option(help="Of elhsr: read each token's log-probability beside the states.")
+]
 Components = Annotated[
     int, typer.Option(min=0, help="Leading directions of each tap to fit in; 0 for all. Mapped back after.")
 ]
@@ -91,6 +94,7 @@ def train_elhsr(
     gate: Gate = True,
     norm: NormOption = "rms",
     features: FeaturesOption = "hidden",
+    likelihood: Likelihood = False,
     components: Components = 64,
     pooling: Pooling = "mean",
     alternatives: Alternatives = 5,
@@ -122,7 +126,7 @@ def train_elhsr(
 
     data = DataOptions(rollouts, tuple(test or ()), label, threshold, limit, loss)
     recipe = Recipe(loss, gate, epochs, patience, learning_rate, weight_decay, batch_prompts, seed)
-    shape = make_shape(form, taps, gate, norm, features, components, pooling, alternatives)
+    shape = make_shape(form, taps, gate, norm, features, likelihood, components, pooling, alternatives)
     search = Search(shape, recipe, tuple(learning_curve or ()), repeat)
     generator = ModelOptions(model, dtype, device, revision, trust_remote_code)
     train_and_save(data, search, generator, output, chat=chat, cache=cache)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def random_head(config: ElhsrConfig, *, seed: int = 0) -> ElhsrHead:
     with torch.no_grad():
         head.weight.normal_(std=scale, generator=generator)
         head.bias.normal_(std=0.5, generator=generator)
+        if head.likelihood is not None:
+            head.likelihood.normal_(std=0.2, generator=generator)
     return head
 
 
@@ -63,6 +66,7 @@ def every_shape(lm: CausalLM) -> dict[str, Elhsr]:
     """Return a probe of every choice of layers, norm and gate."""
     shapes = product(LAYER_SETS, ("rms", "none"), (True, False))
     configs = [ElhsrConfig(layers, 32, gate=gate, norm=norm) for layers, norm, gate in shapes]  # type: ignore[arg-type]
+    configs += [replace(config, likelihood=True) for config in configs if config.norm == "rms"]
     return {str(config): bound(lm, config, seed=i) for i, config in enumerate(configs)}
 
 
@@ -95,15 +99,31 @@ def read_alone(
     return [states[0, len(prompt) :] for states in output.hidden_states], output.logits[0, len(prompt) :]
 
 
-def concatenated(head: ElhsrHead, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return gates and rewards (T,): all taps side by side, one linear layer, as the paper writes it."""
+def log_p_alone(model: PreTrainedModel, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
+    """Return log p (T,) of each token drawn."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0]
+    before = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    return before.gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def concatenated(
+    head: ElhsrHead, states: Sequence[Tensor], log_p: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return gates and rewards (T,): all taps side by side, one linear layer, as the paper writes it.
+
+    Where the head reads it, log p (T,) is one more number beside them.
+    """
     config = head.config
     taps = [states[layer] for layer in config.layers]
     if config.norm == "rms":
         taps = [tap / (tap.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() for tap in taps]
-    linear = nn.Linear(len(taps) * config.hidden_size, 2)
+    weight = head.weight.reshape(-1, 2)
+    if head.likelihood is not None and log_p is not None:
+        taps, weight = [*taps, log_p[:, None]], torch.cat([weight, head.likelihood[None]])
+    linear = nn.Linear(len(weight), 2)
     with torch.no_grad():
-        linear.weight.copy_(head.weight.reshape(-1, 2).T)
+        linear.weight.copy_(weight.T)
         linear.bias.copy_(head.bias)
         a, r = linear(torch.cat(taps, -1)).unbind(-1)
     return (torch.sigmoid(a) if config.gate else torch.ones_like(a)), r
@@ -149,8 +169,9 @@ def test_streamed_replayed_and_concatenated_agree(
     expected = []
     for (prompt, _), each in sorted(done.items()):
         states, _ = read_alone(any_model, PROMPTS[prompt], each.token_ids)
+        log_p = log_p_alone(any_model, PROMPTS[prompt], each.token_ids)
         heads = [random_head(probe.config, seed=i) for i, probe in enumerate(probes.values())]
-        expected.append([weighted_mean(*concatenated(head, states)) for head in heads])
+        expected.append([weighted_mean(*concatenated(head, states, log_p)) for head in heads])
     close(streamed, torch.tensor(expected))
     close(replayed(lm, [*probes.values()], done), streamed)
     close(replayed(lm, [*probes.values()], done, max_tokens=9), streamed)  # a prompt's samples in parts
@@ -402,7 +423,11 @@ def test_many_tokens_at_once_after_padded_prompts(any_model: PreTrainedModel) ->
 
 @pytest.mark.parametrize(
     "config",
-    [ElhsrConfig((1, 3), 32, gate=False, norm="none"), ElhsrConfig((4,), 32, norm="none", features="logits")],
+    [
+        ElhsrConfig((1, 3), 32, gate=False, norm="none"),
+        ElhsrConfig((4,), 32, norm="none", features="logits"),
+        ElhsrConfig((2, 4), 32, likelihood=True),
+    ],
 )
 def test_a_saved_probe_says_the_same(
     tiny_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, config: ElhsrConfig

@@ -74,6 +74,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "reduced": ("--components", "8", "--layers", "last-four"),
     "no gate": ("--no-gate", "--loss", "dpo", "--norm", "none", "--layers", "2,4"),
     "logits": ("--features", "logits"),
+    "likelihood": ("--likelihood", "--components", "8", "--layers", "2,4", "--loss", "dpo"),
     "embedding": ("--form", "embedding", "--layers", "4"),
     "top-logprobs": ("--form", "top-logprobs", "--alternatives", "3"),
 }
@@ -187,6 +188,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "label": ({}, ("--label", "good"), "good"),
     "curve": ({}, ("--learning-curve", "500"), "needs more than"),
     "logits at a layer": ({}, ("--features", "logits", "--layers", "1"), "leave out --layers"),
+    "likelihood": ({}, ("--form", "embedding", "--likelihood"), "--likelihood is for --form elhsr"),
     "alternatives": ({}, ("--form", "top-logprobs", "--alternatives", "5000"), "5000"),
     "one class": ({"correct": 1}, (), "one class"),
     "no label": ({"correct": None}, (), "correct"),
