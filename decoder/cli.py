@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import typer
@@ -53,12 +54,15 @@ def make_app(command: Callable[..., Any], lists: Sequence[str] = ()) -> typer.Ty
     return app
 
 
-def make_group(commands: Mapping[str, Callable[..., Any]]) -> typer.Typer:
-    """Return a typer app with a subcommand for each function."""
+def make_group(
+    commands: Mapping[str, Callable[..., Any]], lists: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> typer.Typer:
+    """Return a typer app with a subcommand for each function; lists: for each, as in `make_app`."""
     app = typer.Typer(**SETTINGS, context_settings=CONTEXT)
     app.callback()(lambda: None)
     for name, command in commands.items():
-        app.command(name, context_settings=CONTEXT)(_ending_quietly(command))
+        settings = CONTEXT | {"obj": tuple(lists.get(name, ()))}
+        app.command(name, context_settings=settings)(_ending_quietly(command))
     return app
 
 

@@ -147,6 +147,7 @@ class Decoder:
     ) -> list[Selection]:
         """Return a `Selection` a prompt: n samples, their scores, the best. Other arguments as in `generate`.
 
+        Drawn as the command does it, at temperature 0.7 and with 64 tokens, unless numbers are given.
         scorer: one or several names, directories, `Probe`s, `TokenReward`s or `TextReward`s, as in
             `rewards.scorers`; combine: the rule for several. drop: when weak samples are given up.
         """
@@ -154,7 +155,8 @@ class Decoder:
 
         if n < 1:
             raise UserError(f"n is {n}: give at least 1 sample a prompt")
-        config = self._configure({"batch_size": 64, **generation, "num_return_sequences": n})
+        usual = {} if "generation_config" in generation else {"temperature": 0.7, "max_new_tokens": 64}
+        config = self._configure({"batch_size": 64, **usual, **generation, "num_return_sequences": n})
         texts = as_prompts(prompts)
         token_ids = self.tokenise(texts, config, chat=chat)
         scorers = load_scorers(scorer, self.lm)

@@ -2,6 +2,7 @@
 targets hold.
 
     python -m eval.bench decode
+    python -m eval.bench decode --methods plain --methods tap-arm --methods rad --k 5 --k 20 --k 80
     python -m eval.bench steer --prompts prompts.jsonl
     python -m eval.bench judges reviews.tsv --attribute sentiment --judge minilm --judge vader
     python -m eval.bench best-of-n candidates.jsonl --scorer probes/arithmetic --scorer logprob --output DIR
@@ -11,11 +12,14 @@ targets hold.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from decoder.cli import make_group, run
+
+if TYPE_CHECKING:  # loaded when it runs
+    from eval.bench_methods import Plan, Sources
 
 Model = Annotated[str, typer.Option(help="Alias, directory, GGUF file or hub id.")]
 Reward = Annotated[str, typer.Option(help="Shipped name or directory.")]
@@ -25,24 +29,61 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 
 def decode(
     model: Model = "smollm2-135m",
-    reward: Reward = "positive",
+    reward: Annotated[
+        str, typer.Option(help="Shipped name or directory; with --methods the tap ARM's, or random.")
+    ] = "positive",
     batch_sizes: Annotated[list[int] | None, typer.Option("--batch-size", help="Repeat. [1 8 32]")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens a row.", min=2)] = 32,
     rounds: Annotated[int, typer.Option(help="Times each method runs, in turn.", min=1)] = 7,
-    reward_top_k: Annotated[int, typer.Option(help="Candidates.")] = 20,
+    reward_top_k: Annotated[int | None, typer.Option(help="Candidates, without --methods. [20]")] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="plain, tap-arm, backbone-arm, rad, rad-forked; repeat. [the first four]"),
+    ] = None,
+    ks: Annotated[list[int] | None, typer.Option("--k", help="Candidates; repeat. [5 20 80]")] = None,
+    backbone_arm: Annotated[str | None, typer.Option(help="Directory; else random weights.")] = None,
+    rad: Annotated[str | None, typer.Option(help="Directory; else random weights.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Latency over k: .svg, .png or .pdf.")] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    """Tokens a second: transformers' generate, this loop unsteered, and steered, in one process in turn."""
+    """Tokens a second: transformers' generate, this loop unsteered, and steered, in one process in turn.
+
+    With --methods (or --k, --picture, --backbone-arm, --rad): steering methods side by side, at every k.
+    """
+    from decoder.contracts import UserError
     from decoder.decoder import Decoder
     from decoder.models import quiet_transformers
     from eval.bench_decode import bench_decode
+    from eval.bench_methods import RANDOM, USUAL, Plan, Sources
     from eval.report import emit
 
     quiet_transformers()
-    decoder = Decoder.from_pretrained(model, dtype=dtype, device=device)
     sizes = batch_sizes or [1, 8, 32]
-    emit("decode", *bench_decode(decoder, reward, sizes, max_new_tokens, rounds, reward_top_k))
+    source: dict[str, Any] = {"model": model, "dtype": dtype, "device": device}
+    if not any((methods, ks, backbone_arm, rad, picture)):
+        decoder = Decoder.from_pretrained(**source)
+        width = 20 if reward_top_k is None else reward_top_k
+        return emit("decode", *bench_decode(decoder, reward, sizes, max_new_tokens, rounds, width))
+    if reward_top_k is not None:
+        raise UserError(f"--reward-top-k is {reward_top_k}, but methods are compared: give --k instead")
+    plan = Plan(tuple(methods or USUAL), tuple(sizes), tuple(ks or (5, 20, 80)), max_new_tokens, rounds)
+    _compare_methods(source, plan, Sources(reward, backbone_arm or RANDOM, rad or RANDOM), picture)
+
+
+def _compare_methods(source: dict[str, Any], plan: Plan, sources: Sources, picture: Path | None) -> None:
+    """Report first: a picture that cannot be written must not cost the figures."""
+    from decoder.decoder import Decoder
+    from eval.bench_methods import PLAIN, bench_methods, shown
+    from eval.latency_picture import by_panel, check_target, draw_latency
+    from eval.report import emit
+
+    if picture is not None:
+        check_target(picture)
+    rows, checks, settings = bench_methods(Decoder.from_pretrained(**source), plan, sources)
+    emit("decode methods", rows, checks, settings, shown(rows))
+    if picture is not None:
+        draw_latency(by_panel(rows), picture, unsteered=PLAIN)
 
 
 def steer(
@@ -164,7 +205,8 @@ def scoring(
 
 
 app = make_group(
-    {"decode": decode, "steer": steer, "judges": judges, "best-of-n": best_of_n, "scoring": scoring}
+    {"decode": decode, "steer": steer, "judges": judges, "best-of-n": best_of_n, "scoring": scoring},
+    lists={"decode": ("--methods", "--k")},
 )
 
 if __name__ == "__main__":

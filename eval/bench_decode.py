@@ -5,24 +5,28 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from decoder.decoder import Decoder
 from decoder.hf_backend import HFBackend, Job
+from decoder.lm import CausalLM
 from decoder.replay import left_pad
 from decoder.sampling import SamplingConfig
 from decoder.terminal import progress
 from eval.report import Target
 from eval.stats import bootstrap
 from prompts import builtin
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +82,10 @@ def process_peak() -> int:
 
 
 def take_turns(
-    methods: Mapping[str, Callable[[], Timing]], rounds: int, advance: Callable[[], None]
-) -> dict[str, list[Timing]]:
+    methods: Mapping[Name, Callable[[], Timing]], rounds: int, advance: Callable[[], None]
+) -> dict[Name, list[Timing]]:
     """Return each method's timings; a first round warms up and is dropped, the order shifts each round."""
-    times: dict[str, list[Timing]] = {name: [] for name in methods}
+    times: dict[Name, list[Timing]] = {name: [] for name in methods}
     names = list(methods)
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -94,12 +98,39 @@ def take_turns(
 
 def run_loop(decoder: Decoder, job: Job) -> Timing:
     """Time our loop on a job, no token ending a row early."""
-    backend = HFBackend(decoder.lm, decoder.tokenizer)
-    backend.stop_ids = backend.stop_ids[:0]
+    backend = endless(decoder)
     with measured(decoder) as record:
         for _ in backend.steps(job):
             record.token()
     return record.timing()
+
+
+def endless(decoder: Decoder) -> HFBackend:
+    """Return the decoder's backend with no token that ends a row."""
+    backend = HFBackend(decoder.lm, decoder.tokenizer)
+    backend.stop_ids = backend.stop_ids[:0]
+    return backend
+
+
+def count_reads(decoder: Decoder, job: Job, models: Sequence[CausalLM]) -> float:
+    """Return the positions that these models read for a row's second token: the price of a step."""
+    embeddings = dict.fromkeys(lm.model.get_input_embeddings() for lm in models)  # a shared one once
+    n_read = 0
+
+    def count(module: nn.Module, args: tuple[torch.Tensor, ...], output: object) -> None:
+        nonlocal n_read
+        n_read += args[0].numel()
+
+    steps = endless(decoder).steps(replace(job, max_new_tokens=2))
+    next(steps)
+    hooks = [module.register_forward_hook(count) for module in embeddings]
+    try:
+        for _ in steps:
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return n_read / len(job.rows)
 
 
 def run_generate(decoder: Decoder, job: Job) -> Timing:
