@@ -24,6 +24,7 @@ COMMANDS = {
         "rewards.train_rad",
         "Train a RAD reward: it reads every candidate, with a model of its own.",
     ),
+    "train-expert": ("rewards.train_expert", "Train an expert and an anti-expert (DExperts)."),
     "train-elhsr": ("rewards.train_elhsr", "Train a Best-of-N probe from labelled samples."),
     "measure": ("eval.run", "Measure generations: toxicity, sentiment, perplexity, diversity."),
     "compare": ("eval.compare", "Compare two evaluations, paired over prompts."),
@@ -136,7 +137,7 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv[:2] = [f"tiller {name}"]
         run(importlib.import_module(COMMANDS[sys.argv[0].split()[1]][0]).app)
-    listing = "\n".join(f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
+    listing = "\n".join(f"  {name:<12} {about}" for name, (_, about) in COMMANDS.items())
     usage = f"usage: tiller COMMAND [OPTIONS]\n\n{listing}\n\ntiller COMMAND --help tells the options."
     if name in ("-h", "--help"):
         print(usage)

@@ -114,19 +114,19 @@ def load(
     raw = artefact.read_config(directory)
     if raw["kind"] not in ((kind,) if kind else KINDS):
         raise UserError(f"{directory} is of kind {raw['kind']!r}, not {kind or ' or '.join(KINDS)}")
-    config = _parse(directory, raw, form)
-    _check_tokenizer(directory, config.backbone, lm.identity)
+    config = parse(directory, raw, form)
+    check_tokenizer(directory, config.backbone, lm.identity)
     size, n_outputs = config.backbone.hidden_size, len(config.outputs)
     head = ValueHead(size, n_outputs) if raw["kind"] == RAD else ActionValueHead(size, n_outputs, config.rank)
     digest = artefact.load_weights(head, directory)
-    backbone = _load_backbone(directory, config, lm)
-    _check_tokenizer(directory, backbone.identity, lm.identity)
-    telling = [digest, *_file_digests(directory, config), config.use, config.link, config.output]
+    backbone = load_backbone(directory, config, lm)
+    check_tokenizer(directory, backbone.identity, lm.identity)
+    telling = [digest, *file_digests(directory, config), config.use, config.link, config.output]
     whole = hashlib.sha256(json.dumps([*telling, config.backbone.weights, config.bos_token_id]).encode())
     return head.eval(), Backbone(backbone, config.bos_token_id), config, whole.hexdigest()[:16]
 
 
-def _load_backbone(directory: Path, config: BackboneConfig, generator: CausalLM) -> CausalLM:
+def load_backbone(directory: Path, config: BackboneConfig, generator: CausalLM) -> CausalLM:
     name, whole = config.backbone.name, directory / "backbone"
     if config.adaptation == "full":
         if not whole.is_dir():
@@ -170,7 +170,7 @@ def _merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merged
 
 
-def _file_digests(directory: Path, config: BackboneConfig) -> list[str]:
+def file_digests(directory: Path, config: BackboneConfig) -> list[str]:
     """Return digests of every file that holds trained weights of the backbone."""
     folder = {"lora": "adapter", "full": "backbone", "none": None}[config.adaptation]
     paths: Sequence[Path] = [] if folder is None else sorted((directory / folder).glob("*.safetensors"))
@@ -183,7 +183,7 @@ def _file_digests(directory: Path, config: BackboneConfig) -> list[str]:
     return found
 
 
-def _check_tokenizer(directory: Path, backbone: ModelIdentity, generator: ModelIdentity) -> None:
+def check_tokenizer(directory: Path, backbone: ModelIdentity, generator: ModelIdentity) -> None:
     """Refuse a backbone that does not read the generator's tokens, printing both sides."""
     known = generator.tokenizer_hash != ""
     alike = backbone.tokenizer_hash == generator.tokenizer_hash or not known
@@ -200,7 +200,7 @@ def _check_tokenizer(directory: Path, backbone: ModelIdentity, generator: ModelI
         )
 
 
-def _parse(directory: Path, raw: Mapping[str, Any], form: str | None) -> BackboneConfig:
+def parse(directory: Path, raw: Mapping[str, Any], form: str | None) -> BackboneConfig:
     stored: Any = form or raw.get("output")
     try:
         backbone = ModelIdentity(

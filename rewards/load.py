@@ -15,6 +15,8 @@ KINDS = {
     "tap_arm": "rewards.arm:TapArm",
     "backbone_arm": "rewards.backbone_arm:BackboneArm",
     "rad": "rewards.rad:Rad",
+    "expert": "rewards.language_model_reward:LanguageModelReward",
+    "prompted": "rewards.prompted:PromptedReward",
     "elhsr": "rewards.elhsr:Elhsr",
     "embedding_head": "rewards.embedding_head:EmbeddingHead",
     "top_logprobs": "rewards.top_logprobs:TopLogprobs",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from decoder.contracts import UserError
 
-FILES = {"config.json", "model.safetensors", "adapter", "backbone"}
+FILES = {"config.json", "model.safetensors", "adapter", "backbone", "expert", "anti_expert"}
 
 
 def plan_output(folder: Path, columns: Sequence[str], *, overwrite: bool) -> dict[str, Path]:

@@ -39,7 +39,8 @@ def train_rad(
 
     It steers best and costs most, for in a decode it reads each candidate; it can teach an ARM, which does
     not. Keeps the weights that do best on an eighth of the texts, goes on where an interrupted run stopped,
-    and reports AUC, accuracy and calibration error by how much of a text was read.
+    and reports AUC, accuracy and calibration error by how much of a text was read. With its defaults it is
+    also FUDGE's prefix classifier: r is log P(attribute | text with the candidate).
     """
     from rewards.arm_material import gather
     from rewards.output_folder import plan_output
