@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from eval.stats import paired_difference
 from prompts import builtin
 from rewards.load import SHIPPED
 from tests.heads import tiny_arm
+from tests.source import ROOT
 
 installed = importlib.util.find_spec(PACKAGED[DEFAULT_MODEL][0]) is not None
 shipped = (SHIPPED / "positive" / "config.json").is_file()
@@ -110,3 +113,23 @@ def test_positive_steers(decoder: Decoder) -> None:
     # beta must not be 0, where no reward is read: a millionth of it moves no token
     gain = paired_difference(mean_rewards(4.0), mean_rewards(1e-6))
     assert gain.low > 0, gain
+
+
+def test_the_page_on_rewards_runs() -> None:
+    """The code that docs/rewards.md shows composes real rewards and generates with them."""
+    page = (ROOT / "docs" / "rewards.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/rewards.md", "exec"), names)
+    assert names["found"][0].samples[0].text
+    candidates = torch.tensor([[5, 6, 7]])
+    prompt = torch.tensor([[1, 2, 3]])
+    mask = torch.ones_like(prompt, dtype=torch.bool)
+    reading = names["decoder"].lm.start(names["both"].layers).prefill(prompt, mask)
+    scores = {
+        name: names[name].start(prompt, mask).score(candidates, reading)
+        for name in ("both", "positive", "nontoxic", "worst", "all_of_them")
+    }
+    torch.testing.assert_close(scores["both"], 2 * scores["positive"] + scores["nontoxic"])
+    torch.testing.assert_close(scores["all_of_them"], scores["positive"] + scores["nontoxic"])
+    torch.testing.assert_close(scores["worst"], torch.minimum(scores["positive"], scores["nontoxic"]))
