@@ -105,6 +105,27 @@ def run_loop(decoder: Decoder, job: Job) -> Timing:
     return record.timing()
 
 
+def alternate(decoder: Decoder, jobs: Mapping[str, Job], turn: int) -> dict[str, Timing]:
+    """Return the timings of jobs of one length that draw their tokens by turns, no token ending a row early.
+
+    What slows the machine for longer than a token slows all of them alike. turn: who begins.
+    """
+    running = {name: endless(decoder).steps(job) for name, job in jobs.items()}
+    parts: dict[str, list[Timing]] = {name: [] for name in jobs}
+    names = list(jobs)
+    for index in range(turn, turn + min(job.max_new_tokens for job in jobs.values())):
+        for name in names[index % len(names) :] + names[: index % len(names)]:
+            with measured(decoder) as record:
+                next(running[name])
+            parts[name].append(record.timing())
+    return {name: _added(found) for name, found in parts.items()}
+
+
+def _added(parts: Sequence[Timing]) -> Timing:
+    total, rows = sum(part.total for part in parts), sum(part.rows for part in parts)
+    return Timing(parts[0].total, total, rows, max(part.peak for part in parts))
+
+
 def endless(decoder: Decoder) -> HFBackend:
     """Return the decoder's backend with no token that ends a row."""
     backend = HFBackend(decoder.lm, decoder.tokenizer)
@@ -170,7 +191,7 @@ class Record:
 
 @contextmanager
 def measured(decoder: Decoder) -> Iterator[Record]:
-    """Time a block and count the rows that pass the model."""
+    """Time a block and count the rows that pass the model, with or without its unembedding."""
     device = decoder.lm.device
     synchronise(device)
     if device.type == "cuda":
@@ -178,9 +199,9 @@ def measured(decoder: Decoder) -> Iterator[Record]:
     record = Record(device)
 
     def count(module: Any, args: Any, options: dict[str, Any], output: Any) -> None:
-        record.rows += len(options["input_ids"])
+        record.rows += len(options["input_ids"] if "input_ids" in options else args[0])
 
-    hook = decoder.lm.model.register_forward_hook(count, with_kwargs=True)
+    hook = decoder.lm.model.base_model.register_forward_hook(count, with_kwargs=True)
     try:
         yield record
     finally:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from decoder.lm import CausalLM
 from decoder.replay import score_samples
 from decoder.sampling import SamplingConfig
 from decoder.terminal import progress
-from eval.bench_decode import Record, Timing, measured, run_loop, take_turns
+from eval.bench_decode import Timing, alternate, measured
 from eval.report import Target
 from eval.stats import bootstrap
 from prompts import builtin
@@ -71,8 +70,9 @@ def bench_scoring(
 ) -> tuple[list[dict[str, Any]], dict[str, Target], dict[str, Any]]:
     """Return table rows, checks and settings.
 
-    `batch_size` samples of one prompt, none ending early. The methods take turns inside each round, and
-    ratios to plain generation are taken within a round; their median has a bootstrap interval over rounds.
+    `batch_size` samples of one prompt, none ending early. Generation with and without a probe takes turns at
+    every token, and all methods inside each round. Ratios to plain generation are taken within a round;
+    their median has a bootstrap interval over rounds.
     """
     prompt = builtin("neutral")[0]
     ids = decoder.tokenizer(prompt.text).input_ids
@@ -84,15 +84,20 @@ def bench_scoring(
     samples = draw(decoder, plain)
     texts = [to_text(decoder.tokenizer, sample) for sample in samples]
     classifier = text_model(decoder)
-    methods = {
-        "plain": lambda: run_loop(decoder, plain),
-        "reading last tokens": lambda: run_loop(decoder, reading),
-        "streaming": lambda: run_loop(decoder, replace(plain, probes={"probe": streaming})),
-        "replay": lambda: _replay(decoder, streaming, ids, samples),
-        "text model": lambda: _read(decoder, classifier, prompt.text or "", texts),
+    jobs = {
+        "plain": plain,
+        "reading last tokens": reading,
+        "streaming": replace(plain, probes={"probe": streaming}),
     }
-    with progress("scoring", (rounds + 1) * len(methods)) as advance:
-        times = take_turns(methods, rounds, advance)
+    found = []
+    with progress("scoring", rounds + 1) as advance:
+        for number in range(rounds + 1):
+            drawn = alternate(decoder, jobs, number)
+            replayed = _replay(decoder, streaming, ids, samples)
+            read = _read(decoder, classifier, prompt.text or "", texts)
+            found.append(drawn | {"replay": replayed, "text model": read})
+            advance()
+    times = {name: [timings[name] for timings in found[1:]] for name in found[0]}  # the first warms up
     settings = {
         "model": decoder.lm.identity.name, "dtype": str(decoder.lm.model.dtype),
         "device": str(decoder.lm.device),
@@ -170,24 +175,10 @@ def _replay(
 def _read(decoder: Decoder, model: TextReward, prompt: str, texts: Sequence[str]) -> Timing:
     """Time the text model on prompt and completions, tokenising included, all at once."""
     positions = len(texts) * model.max_tokens
-    with measured(decoder) as record, _counted(model.model, record):
+    with measured(decoder) as record:  # the two share a backbone, whose rows are counted
         model.score([prompt] * len(texts), texts, max_tokens=positions)
         record.token()
     return record.timing()
-
-
-@contextmanager
-def _counted(model: Any, record: Record) -> Iterator[None]:
-    """Count the rows that pass another model than the generator."""
-
-    def count(module: Any, args: Any, options: dict[str, Any], output: Any) -> None:
-        record.rows += len(options["input_ids"])
-
-    hook = model.register_forward_hook(count, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _seconds(found: Sequence[Timing]) -> np.ndarray:
