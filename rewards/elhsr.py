@@ -74,7 +74,7 @@ def scale(h: Tensor, norm: Norm) -> Tensor:
     if norm == "none":
         return h.new_ones(*h.shape[:-1], 1)
     length: Tensor = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-    return (length.square() / h.shape[-1] + 1e-6).rsqrt()
+    return length.square_().div_(h.shape[-1]).add_(1e-6).rsqrt_()
 
 
 def project(taps: Mapping[int, Tensor], weight: Tensor, bias: Tensor, config: ElhsrConfig) -> Tensor:

@@ -35,7 +35,7 @@ class GatedMean:
         """Fold the tokens just drawn; padding, wherever it stands, changes nothing."""
         gates, rewards = self._read(drawn)
         terms = torch.stack([gates * rewards, gates], -1)  # (B, T, 2)
-        self._sums = self._sums + terms.masked_fill(~drawn.mask[..., None], 0.0).sum(1)
+        self._sums = self._sums + torch.where(drawn.mask[..., None], terms, 0.0).sum(1)
 
     def score(self) -> Tensor:
         """Return (B,) float32. NaN where no gate has opened: before any token, or if all gates are 0."""
