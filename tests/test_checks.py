@@ -239,7 +239,9 @@ def test_a_beta_zero_that_acts(tiny_model: PreTrainedModel, monkeypatch: pytest.
     decoder = make(tiny_model)
     arm, weigh = tiny_arm(decoder.lm), decoder.weigh
     monkeypatch.setattr(
-        decoder, "weigh", lambda reward, beta: weigh(reward, beta or 1e-9 if reward else None)
+        decoder,
+        "weigh",
+        lambda reward, beta, prompts: weigh(reward, beta or 1e-9 if reward else None, prompts),
     )
     assert failing(decoder, arm) == {"beta 0 equals the plain model"}
 
