@@ -93,13 +93,21 @@ def save_pretrained(
     made for. about: the training data's fingerprint, metrics and the like.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if config.adaptation == "lora":
-        model.save_pretrained(directory / "adapter", save_embedding_layers=False)
-    elif config.adaptation == "full":
-        model.save_pretrained(directory / "backbone")
-        tokenizer.save_pretrained(directory / "backbone")
+    save_backbone(directory, config.adaptation, model, tokenizer)
     told = {**asdict(config), "base_model": asdict(base_model), **about}
     artefact.save(directory, kind, told, head.state_dict())
+
+
+def save_backbone(
+    directory: Path, adaptation: Adaptation, model: Any, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Write what was trained of a language model: `adapter/` for lora, `backbone/` for full, else nothing."""
+    if adaptation == "lora":
+        model.save_pretrained(directory / "adapter", save_embedding_layers=False)
+        (directory / "adapter" / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
+    elif adaptation == "full":
+        model.save_pretrained(directory / "backbone")
+        tokenizer.save_pretrained(directory / "backbone")
 
 
 def load(

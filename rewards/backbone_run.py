@@ -83,7 +83,7 @@ def train_backbone(
     texts = _read(material, student, wanted.max_length)
     teacher = _teacher(teaching, lm, student, columns)
     lesson = make_lesson(options, teaching, teacher, lm, student.tokenizer.bos_token_id)
-    recipe = _recipe(wanted, options, len(material.train))
+    recipe = make_recipe(options, wanted.epochs, wanted.seed, len(material.train))
     partial = partial_folder(output.resolve())
     check_settings(
         partial, _settings(material, student, lm.identity, shape, recipe, wanted, teaching, teacher)
@@ -125,18 +125,19 @@ def _teacher(
     return load_teacher(teaching.teacher, lm, student.tokenizer.bos_token_id, columns)
 
 
-def _recipe(wanted: Wanted, options: BackboneOptions, n_texts: int) -> Recipe:
-    share = max(1, count_steps(n_texts, wanted.epochs, options.batch_size) // N_EVALUATIONS)
+def make_recipe(options: BackboneOptions, epochs: int, seed: int, n_texts: int) -> Recipe:
+    """Return the numbers of a fit on so many texts, with the defaults that depend on them filled in."""
+    share = max(1, count_steps(n_texts, epochs, options.batch_size) // N_EVALUATIONS)
     return Recipe(
         LEARNING_RATES[options.adapt] if options.learning_rate is None else options.learning_rate,
-        wanted.epochs,
+        epochs,
         options.batch_size,
         options.eval_every or share,
         options.save_every or share,
         options.accumulate,
         options.warmup,
         mixed_precision=options.mixed_precision,
-        seed=wanted.seed,
+        seed=seed,
     )
 
 
@@ -237,6 +238,5 @@ def _save(
             base_model=generator,
             about=about,
         )
-        (half / "adapter" / "README.md").unlink(missing_ok=True)  # peft's form, with nothing filled in
 
     write_folder(output, write)

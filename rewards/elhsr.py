@@ -141,9 +141,8 @@ class Elhsr:
                     f"{list(head.config.layers)}: train it again"
                 )
             weight, bias = fold_unembedding(weight, bias, lm)
-        by_rows = (
-            weight.float().mT.contiguous().mT
-        )  # the same (L, d, 2), laid out for a product 5 times as fast
+        # The same (L, d, 2), laid out so that the product is several times as fast.
+        by_rows = weight.float().mT.contiguous().mT
         likelihood = None if head.likelihood is None else head.likelihood.detach().float().to(lm.device)
         return cls(head.config, by_rows, bias.float(), digest, likelihood)
 

@@ -23,7 +23,7 @@ from decoder.terminal import progress
 from rewards.adapt import Shape, Student, make_student
 from rewards.arm_material import Material
 from rewards.arm_run import ModelOptions, about_data, load_generator
-from rewards.backbone_run import LEARNING_RATES, N_EVALUATIONS
+from rewards.backbone_run import make_recipe
 from rewards.backbone_texts import Batch, TokenTexts, encode, in_order, make_batch
 from rewards.checkpoints import check_settings, partial_folder
 from rewards.fit_backbone import (
@@ -32,7 +32,6 @@ from rewards.fit_backbone import (
     Objective,
     Recipe,
     Scorer,
-    count_steps,
     fit,
     make_accelerator,
 )
@@ -187,7 +186,7 @@ def _train(
     partial: Path,
 ) -> Trained:
     """Train one side, or go on where a run of the same settings stopped."""
-    recipe = _recipe(len(texts.texts), wanted, options)
+    recipe = make_recipe(options, wanted.epochs, wanted.seed, len(texts.texts))
     depends = {**asdict(recipe), "max_length": wanted.max_length, "backbone": student.base.weights}
     depends |= {name: getattr(options, name) for name in ("adapt", "lora_rank", "freeze_embeddings")}
     depends |= {"train": texts.fingerprint(), "validation": held_out.fingerprint()}
@@ -198,21 +197,6 @@ def _train(
     objective = Objective(negative_log_likelihood)
     fitted = fit(student.scorer, objective, parts[0], parts[1], recipe, accelerator, partial)
     return Trained(student, parts[0], parts[1], recipe, fitted)
-
-
-def _recipe(n_texts: int, wanted: Wanted, options: BackboneOptions) -> Recipe:
-    share = max(1, count_steps(n_texts, wanted.epochs, options.batch_size) // N_EVALUATIONS)
-    return Recipe(
-        LEARNING_RATES[options.adapt] if options.learning_rate is None else options.learning_rate,
-        wanted.epochs,
-        options.batch_size,
-        options.eval_every or share,
-        options.save_every or share,
-        options.accumulate,
-        options.warmup,
-        mixed_precision=options.mixed_precision,
-        seed=wanted.seed,
-    )
 
 
 def _measure(trained: Mapping[str, Trained], texts: TokenTexts, title: str) -> list[Measures]:

@@ -38,6 +38,7 @@ from rewards.backbone import (
     file_digests,
     load_backbone,
     parse,
+    save_backbone,
 )
 from rewards.backbone_session import Backbone, with_bos
 from rewards.compose import Composable
@@ -206,12 +207,7 @@ def save_pretrained(
     about: of the training. The `model.safetensors` beside them is empty: there is no head.
     """
     for name, model in models.items():
-        if adaptation == "lora":
-            model.save_pretrained(directory / name / "adapter", save_embedding_layers=False)
-            (directory / name / "adapter" / "README.md").unlink(missing_ok=True)  # a form, nothing filled in
-        else:
-            model.save_pretrained(directory / name / "backbone")
-            tokenizer.save_pretrained(directory / name / "backbone")
+        save_backbone(directory / name, adaptation, model, tokenizer)
     told = {
         "models": list(models), "backbone": asdict(backbone), "adaptation": adaptation, "revision": revision,
         "bos_token_id": bos_token_id, "base_model": asdict(base_model), **about,

@@ -17,9 +17,8 @@ from rewards.elhsr import Norm, scale
 
 SAMPLE = 40_000  # tokens that the directions are found on
 CHUNK = 16_384  # tokens read at a time
-EMPHASIS = (
-    10.0  # of log p among hundreds of features, which a fit of a few hundred steps would else leave small
-)
+# Of log p among hundreds of features, whose weight a fit of a few hundred steps would else leave small.
+EMPHASIS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
