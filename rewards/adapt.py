@@ -62,6 +62,8 @@ def make_student(
             else ActionValueHead(size, shape.n_outputs, shape.rank)
         )
         model: Any = loaded.lm.model
+        if device.type == "cpu":  # the fused kernel's backward pass takes a third of a step there
+            model.set_attn_implementation("eager")
         if shape.adapt == "lora":
             model = _with_adapters(model, shape.lora_rank)
     if shape.adapt == "none":
