@@ -1,7 +1,7 @@
 """The trade-off: attribute against perplexity over beta, one curve a reward, as table, picture and page.
 
     python -m eval.tradeoff --reward positive --betas 0 1 2 4 8 --output tradeoff
-    python -m eval.tradeoff --reward nontoxic ./mine --prompts provoking --attributes toxicity --output t
+    python -m eval.tradeoff --reward nontoxic:2,4 ./mine --prompts provoking --attributes toxicity --output t
     python -m eval.tradeoff --reward nontoxic --protocol realtoxicityprompts --prompts rtp.jsonl --output r
     python -m eval.tradeoff --reward ./mine --also shipped=tradeoff --output both
 
@@ -11,24 +11,26 @@ report.html in the output folder is one self-contained page with example texts, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from decoder.cli import make_app, run
+from decoder.contracts import UserError
 
 if TYPE_CHECKING:
     from eval.curves import Curve
-    from eval.tradeoff_run import Plan
-    from prompts.reading import Prompt
+    from eval.tradeoff_run import Method, Plan
 
 LISTS = ("--reward", "--betas", "--attributes", "--judge", "--also")
 
 
 Output = Annotated[Path, typer.Option(help="Folder for samples, scores, report and picture.")]
 Reward = Annotated[
-    list[str] | None, typer.Option(help="Shipped names or directories, a curve each. [positive]")
+    list[str] | None,
+    typer.Option(help="Shipped names or directories, a curve each; NAME:1,2,4 has its own betas. [positive]"),
 ]
 Betas = Annotated[list[float] | None, typer.Option(help="Strengths; 0 is added. [0 1 2 4 8]")]
 Prompts = Annotated[str, typer.Option(help="Built-in set, file, or hf://datasets/OWNER/NAME/FILE.jsonl.")]
@@ -73,9 +75,11 @@ def tradeoff(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Generate over beta, judge, and show which method gives most attribute for the least perplexity."""
+    from decoder.decoder import make_config
     from eval.metrics import check_names
     from eval.protocols import find_protocol, read_prompts
     from eval.tradeoff_report import read_others, write_report
+    from eval.tradeoff_run import Plan
 
     rules = find_protocol(protocol)
     kinds, strengths = attributes or list(rules.attributes), betas or [0.0, 1.0, 2.0, 4.0, 8.0]
@@ -85,21 +89,33 @@ def tradeoff(
         "num_return_sequences": num_return_sequences or rules.samples, "reward_top_k": reward_top_k,
         "max_new_tokens": max_new_tokens or rules.max_new_tokens, "seed": seed, "batch_size": batch_size,
     }  # fmt: skip
-    plan = make_plan(reward or ["positive"], rules.signed(strengths, prompts), asked, numbers)
+    methods = [parse_method(each, strengths) for each in reward or ["positive"]]
+    signed = [replace(each, betas=tuple(rules.signed(each.betas, prompts))) for each in methods]
+    plan = Plan(tuple(signed), asked, make_config(numbers))
     curves, settings = trade(plan, model, dtype, device, kinds, judge or [], reads, output, overwrite)
     about = {"prompts": f"{prompts} ({len(asked)})", "protocol": protocol, "model": model}
     write_report(output, [*curves, *others], kinds, {**about, **settings})
 
 
-def make_plan(rewards: list[str], betas: list[float], prompts: list[Prompt], numbers: dict[str, int]) -> Plan:
-    """Return what is to be generated; a wrong name or number is found before a model is loaded."""
-    from decoder.decoder import make_config
-    from eval.tradeoff_run import Plan
+def parse_method(reward: str, betas: list[float]) -> Method:
+    """Return a reward and its strengths: those after its last colon, else `betas`. A path stays whole.
+
+    Raises UserError for an unknown reward, before a model is loaded, and for a strength that is no number.
+    """
+    from eval.tradeoff_run import Method
     from rewards.load import find
 
-    for name in rewards:
-        find(name)
-    return Plan(tuple(rewards), tuple(betas), prompts, make_config(numbers))
+    name, colon, own = reward.rpartition(":")
+    if not colon or Path(reward).exists():
+        name, own = reward, ""
+    try:
+        strengths = [float(each) for each in own.split(",")] if own else betas
+    except ValueError:
+        raise UserError(
+            f"--reward {reward!r}: {own!r} are no betas; write NAME:1,2,4, or NAME alone"
+        ) from None
+    find(name)
+    return Method(name, tuple(strengths))
 
 
 def trade(

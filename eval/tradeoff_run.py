@@ -24,24 +24,31 @@ COST = "cost.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Rewards (names or directories), strengths, prompts and the numbers of the decode."""
+class Method:
+    """A reward (name or directory) and the strengths to try it at."""
 
-    rewards: tuple[str, ...]
+    reward: str
     betas: tuple[float, ...]
+
+    def strengths(self) -> list[float]:
+        """Return the betas that steer, in order."""
+        return sorted({beta for beta in self.betas if beta})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rewards with their strengths, prompts and the numbers of the decode."""
+
+    methods: tuple[Method, ...]
     prompts: Sequence[Prompt]
     config: DecodeConfig
 
     def __post_init__(self) -> None:
         """Refuse rewards that would share a file: they are named after the last part of their path."""
-        names = [Path(reward).absolute().name for reward in self.rewards]
+        names = [Path(method.reward).absolute().name for method in self.methods]
         for index, name in enumerate(names):
             if name in names[:index]:
                 raise UserError(f"two rewards are called {name!r}: name each once, or rename a folder")
-
-    def strengths(self) -> list[float]:
-        """Return the betas that steer, in order."""
-        return sorted({beta for beta in self.betas if beta})
 
 
 def run_plan(
@@ -58,16 +65,14 @@ def run_plan(
     Unsteered samples are drawn from the same number of candidates and with the same random numbers.
     Raises UserError for a reward that does not fit before anything is generated.
     """
-    weighted = {name: decoder.weigh(name, 1.0) for name in plan.rewards}
+    weighted = {method: decoder.weigh(method.reward, 1.0)[0].name for method in plan.methods}
     at = _Bench(decoder, plan, metrics, attributes, folder, overwrite)
     plain = at.point("unsteered", None, 0.0)
     curves = []
-    for name in weighted:
-        file = safe_name(weighted[name][0].name)
-        points = [at.point(f"{file}_beta{beta:g}", name, beta) for beta in plan.strengths()]
-        curves.append(
-            Curve(weighted[name][0].name, tuple(_relative(point, plain) for point in [plain, *points]))
-        )
+    for method, name in weighted.items():
+        file = safe_name(name)
+        points = [at.point(f"{file}_beta{beta:g}", method.reward, beta) for beta in method.strengths()]
+        curves.append(Curve(name, tuple(_relative(point, plain) for point in [plain, *points])))
     settings = {
         "samples a prompt": plan.config.num_return_sequences,
         "max_new_tokens": plan.config.max_new_tokens,

@@ -192,8 +192,21 @@ def traded(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> tuple[Pa
 
 
 def tradeoff(folder: Path, model: Path) -> tuple[str | Path, ...]:
-    return ("--reward", folder / "mine", "--betas", "2", "-1", "--prompts", folder / "prompts.txt", *JUDGES,
-            "--model", model, "-n", "2", "--max-new-tokens", "5")  # fmt: skip
+    return ("--reward", folder / "mine", "--betas", "2", "-1", *common(folder, model))
+
+
+def common(folder: Path, model: Path) -> tuple[str | Path, ...]:
+    return (
+        "--prompts",
+        folder / "prompts.txt",
+        *JUDGES,
+        "--model",
+        model,
+        "-n",
+        "2",
+        "--max-new-tokens",
+        "5",
+    )
 
 
 def test_a_trade_off_is_told_in_every_form(traded: tuple[Path, dict[str, Any]]) -> None:
@@ -212,12 +225,12 @@ def test_a_trade_off_is_told_in_every_form(traded: tuple[Path, dict[str, Any]]) 
 
 
 def test_a_trade_off_goes_on_and_joins_others(traded: tuple[Path, dict[str, Any]], tiny_dir: Path) -> None:
-    """A second run generates nothing anew; another folder's curves join under their own name."""
+    """A second run, its betas beside the reward, generates nothing anew; another folder's curves join."""
     folder, line = traded
     before = {path.name: path.read_bytes() for path in (folder / "out").glob("*.jsonl")}
     again = done(
-        "eval.tradeoff", *tradeoff(folder, tiny_dir), "--also", f"old={folder / 'out'}",
-        "--output", folder / "out",
+        "eval.tradeoff", "--reward", f"{folder / 'mine'}:2,-1", *common(folder, tiny_dir),
+        "--also", f"old={folder / 'out'}", "--output", folder / "out",
     )  # fmt: skip
     assert {path.name: path.read_bytes() for path in (folder / "out").glob("*.jsonl")} == before
     names = [row["reward"] for row in again["rows"]]
@@ -236,6 +249,7 @@ def test_a_trade_off_goes_on_and_joins_others(traded: tuple[Path, dict[str, Any]
         (("--protocol", "perspective"), "unknown protocol 'perspective': choose among own"),
         (("--prompts", "hf://datasets/nobody"), "write hf://datasets/OWNER/NAME/FILE.jsonl"),
         (("--prompts", "hf://datasets/nobody/none/p.jsonl"), "or download the file and give its path"),
+        (("--reward", "positive:1,much"), "'1,much' are no betas; write NAME:1,2,4"),
         (("--reward", "positive", "positive"), "two rewards are called 'positive'"),
     ],
 )
