@@ -44,8 +44,8 @@ def bootstrap(units: ArrayLike, statistic: Statistic = np.mean, *, seed: int = 0
     round, not one a sample. Source: Efron and Tibshirani 1993, chapter 13. Raises ValueError for no unit.
     """
     rows = np.asarray(units, dtype=float)
-    drawn = [statistic(rows[pick]) for pick in _picks(len(rows), seed)]
-    return Estimate(statistic_of(rows, statistic), *_ends(drawn), len(rows))
+    drawn = np.array([statistic(rows[pick]) for pick in picks(len(rows), seed)])
+    return estimate(statistic_of(rows, statistic), drawn, len(rows))
 
 
 def paired_difference(
@@ -53,17 +53,31 @@ def paired_difference(
 ) -> Difference:
     """Return statistic(after) - statistic(before) over paired units (n,) or (n, ...), resampled together.
 
-    p counts resampled differences at least as far from the measured one as that is from 0, the
-    measured one included (Efron and Tibshirani 1993, chapter 16). Raises ValueError for no unit.
+    Raises ValueError for no unit.
     """
     new, old = np.asarray(after, dtype=float), np.asarray(before, dtype=float)
     if new.shape != old.shape:
         raise ValueError(f"units do not pair: {new.shape} and {old.shape}")
-    drawn = np.array([statistic(new[pick]) - statistic(old[pick]) for pick in _picks(len(new), seed)])
-    value = statistic_of(new, statistic) - statistic_of(old, statistic)
+    drawn = np.array([statistic(new[pick]) - statistic(old[pick]) for pick in picks(len(new), seed)])
+    return difference(statistic_of(new, statistic) - statistic_of(old, statistic), drawn, len(new))
+
+
+def estimate(value: float, drawn: NDArray[Any], n: int) -> Estimate:
+    """Return a value over n units with the 95 % percentile interval of its resamples, (RESAMPLES,)."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), n)
+
+
+def difference(value: float, drawn: NDArray[Any], n: int) -> Difference:
+    """Return a difference over n paired units with its interval and p, from its resamples (RESAMPLES,).
+
+    p counts resampled differences at least as far from the measured one as that is from 0, the
+    measured one included (Efron and Tibshirani 1993, chapter 16).
+    """
+    found = estimate(value, drawn, n)
     slack = 1e-12 * max(1.0, abs(value))  # equal differences must count whatever their last bit
-    p = (1 + int((np.abs(drawn - value) >= abs(value) - slack).sum())) / (RESAMPLES + 1)
-    return Difference(value, *_ends(drawn), len(new), p)
+    p = (1 + int((np.abs(drawn - value) >= abs(value) - slack).sum())) / (len(drawn) + 1)
+    return Difference(value, found.low, found.high, n, p)
 
 
 def expected_best_of(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
@@ -98,12 +112,11 @@ def statistic_of(rows: NDArray[Any], statistic: Statistic) -> float:
     return float(statistic(rows))
 
 
-def _picks(n: int, seed: int) -> NDArray[Any]:
+def picks(n: int, seed: int = 0) -> NDArray[Any]:
+    """Return the units of every resample, (RESAMPLES, n) int64, drawn with replacement.
+
+    Raises ValueError for no unit.
+    """
     if not n:
         raise ValueError("no units to resample")
     return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-
-
-def _ends(drawn: ArrayLike) -> tuple[float, float]:
-    low, high = np.quantile(np.asarray(drawn), [0.025, 0.975])
-    return float(low), float(high)
