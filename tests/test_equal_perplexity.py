@@ -181,7 +181,7 @@ def test_weighted_statistics_are_the_statistics_of_the_drawn_rows() -> None:
         found = WEIGHTED[name](rows, weights)
         assert found[0] == pytest.approx(STATISTICS[name](rows))
         assert found[1:] == pytest.approx([STATISTICS[name](rows[pick]) for pick in picks])
-    with pytest.raises(ValueError, match="no prompts"):
+    with pytest.raises(ValueError, match="no units"):
         resampling_weights(0)
 
 
