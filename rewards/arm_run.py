@@ -19,6 +19,7 @@ from rewards.fit_arm import Recipe
 from rewards.output_folder import write_folder
 from rewards.report_arm import report
 from rewards.select_arm import RANKS, WEIGHT_DECAYS, default_layers
+from rewards.training_options import TeacherOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,12 @@ def train_and_save(
     output: Path,
     *,
     places: Mapping[str, Path],
-    cache: Path | None = None,
-    teacher: Path | None = None,
+    cache: Path | None,
+    teaching: TeacherOptions,
 ) -> None:
     """Write a reward into `output`, or for several labels into their `places`, and print how good it is.
 
-    teacher: a saved RAD or backbone ARM whose values are learnt in place of the labels. Raises UserError for
+    teaching: a teacher whose values are learnt in place of the labels, if it names one. Raises UserError for
     an unusable model, layer, cache, teacher or output folder.
     """
     begin = time.perf_counter()
@@ -66,10 +67,12 @@ def train_and_save(
     search = _search(head, loaded)
     load_seconds = material.seconds + time.perf_counter() - begin
     folder = cache or cache_directory() / "states"
-    taught = None if teacher is None else ask_teacher(teacher, loaded, material, head.max_length)
+    taught = None
+    if teaching.teacher is not None:
+        taught = ask_teacher(teaching, loaded, material, head.max_length, head.seed)
     read = read_material(loaded, material, search.layers, folder, head.max_length)
     if taught is not None:
-        read = replace(read, soft=taught.soft)
+        read = replace(read, soft=taught.soft, candidates=taught.candidates)
     for trained in train(loaded, material, read, search):
         seconds = {
             "load": load_seconds,
@@ -81,7 +84,7 @@ def train_and_save(
             seconds["teacher"] = taught.seconds
         provenance = _provenance(material, read, head.seed, seconds)
         if taught is not None:
-            provenance["teacher"] = {"teacher": taught.name, "digest": taught.digest}
+            provenance["teacher"] = taught.about
         _save(places.get(trained.column, output), trained, loaded, provenance)
 
 

@@ -13,6 +13,7 @@ import torch
 from decoder.models import LoadedModel
 from rewards.arm import ArmConfig
 from rewards.arm_material import Material
+from rewards.candidate_values import CandidateValues
 from rewards.features import TokenStates, progress_bar, read_states, tokenise
 from rewards.fit_arm import Recipe, Task, score_texts
 from rewards.labelled_text import LabelledTexts
@@ -36,13 +37,15 @@ class Search:
 class ReadMaterial:
     """The states of all texts: those to learn from, and of each test. seconds: of reading them.
 
-    soft: (N, L) float32, a teacher's P(attribute) of each column at the states to learn from.
+    soft: (N, L) float32, a teacher's P(attribute) of each column at the states to learn from. candidates:
+    its values of other tokens there.
     """
 
     states: TokenStates
     tests: dict[str, TokenStates]
     seconds: float
     soft: torch.Tensor | None = None
+    candidates: CandidateValues | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def train(
             torch.from_numpy(material.train),
             torch.from_numpy(material.validation),
             None if read.soft is None else read.soft[:, number],
+            None if read.candidates is None else read.candidates.label(number),
         )
         choice = _search(task, search, f"fitting {column}")
         yield TrainedArm(column, choice, _measure(choice, task, material, read, number))

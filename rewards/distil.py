@@ -103,19 +103,22 @@ def read_branches(scorer: Scorer, batch: Batch, positions: Tensor, candidate_ids
     return states.reshape(*candidate_ids.shape, -1)
 
 
-def pick_positions(scored: Tensor, n_positions: int, generator: torch.Generator) -> Tensor:
-    """Return random places (B, P) int64 in texts whose scored tokens the mask (B, T) tells; may repeat."""
-    chance = torch.rand(len(scored), n_positions, generator=generator).to(scored.device)
-    return (chance * scored.sum(1, keepdim=True)).long()
+def pick_positions(lengths: Tensor, n_positions: int, generator: torch.Generator) -> Tensor:
+    """Return random places (B, P) int64, from 0, in texts of these lengths (B,); they may repeat."""
+    chance = torch.rand(len(lengths), n_positions, generator=generator).to(lengths.device)
+    return (chance * lengths[:, None]).long()
 
 
 @torch.no_grad()
-def likeliest(lm: CausalLM, batch: Batch, positions: Tensor, k: int) -> Tensor:
-    """Return the generator's k likeliest next tokens after the prefixes at `positions`, (B, P, K) int64."""
+def likeliest(lm: CausalLM, batch: Batch, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the generator's k likeliest next tokens after the prefixes at `positions`, (B, P, K) int64.
+
+    Beside them their probabilities among themselves, (B, P, K) float32.
+    """
     output = lm.model.base_model(input_ids=batch.ids, attention_mask=batch.mask.long(), use_cache=False)
     logits: Tensor = lm.model.get_output_embeddings()(take_states(output.last_hidden_state, positions))
-    found: Tensor = logits.topk(min(k, logits.shape[-1])).indices
-    return found
+    found = logits.float().topk(min(k, logits.shape[-1]))
+    return found.indices, found.values.softmax(-1)
 
 
 def plain_error(teacher: Teacher) -> Error:
@@ -145,19 +148,24 @@ def delta_error(teacher: Teacher) -> Error:
     return error
 
 
+def check_block(teacher: Teacher) -> None:
+    """Refuse a RAD teacher whose backbone cannot read several candidates in one forward."""
+    reason = why_no_block(teacher.scorer.backbone)
+    if reason and isinstance(teacher.scorer.head, ValueHead):
+        raise UserError(f"the teacher cannot value candidates at one position: {reason}; take --distil plain")
+
+
 def candidates_error(teacher: Teacher, lm: CausalLM, k: int, n_positions: int) -> Error:
     """Return the plain error and, added to it, that of k tokens of the generator at some places of a text.
 
     Raises UserError for a RAD teacher whose backbone cannot read them in one forward.
     """
     plain = plain_error(teacher)
-    reason = why_no_block(teacher.scorer.backbone)
-    if reason and isinstance(teacher.scorer.head, ValueHead):
-        raise UserError(f"the teacher cannot value candidates at one position: {reason}; take --distil plain")
+    check_block(teacher)
 
     def error(student: Scorer, states: Tensor, batch: Batch, generator: torch.Generator) -> Tensor:
-        positions = pick_positions(batch.scored, n_positions, generator)
-        candidate_ids = likeliest(lm, batch, positions, k)
+        positions = pick_positions(batch.scored.sum(1), n_positions, generator)
+        candidate_ids, _ = likeliest(lm, batch, positions, k)
         wanted = teacher.candidates(batch, positions, candidate_ids)
         found = student.candidates(take_states(states, positions), candidate_ids)
         return plain(student, states, batch, generator) + (found - wanted).square().mean()

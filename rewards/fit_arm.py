@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rewards.arm import ArmConfig, ArmHead
+from rewards.arm_losses import candidate_loss, cumulative_loss, soft_loss
+from rewards.candidate_values import CandidateValues
 from rewards.features import TokenStates
 from rewards.measure_arm import balance
 
@@ -29,7 +30,8 @@ class Task:
 
     states: of M texts. embeddings: (V, d) the generator's output embeddings. labels: (M,) float64 in
     [0, 1]. train, validation: int64 text numbers, disjoint. soft: (N,) float32, a teacher's P(attribute)
-    after the token that each state is scored with; learnt in place of the labels.
+    after the token that each state is scored with; learnt in place of the labels. candidates: its values of
+    other tokens, learnt in place of both.
     """
 
     states: TokenStates
@@ -38,6 +40,7 @@ class Task:
     train: Tensor
     validation: Tensor
     soft: Tensor | None = None
+    candidates: CandidateValues | None = None
 
     def balanced(self) -> tuple[Tensor, Tensor]:
         """Return weights and targets (M,) float32 under which the classes of the training texts balance."""
@@ -98,7 +101,8 @@ def fit(task: Task, arm: ArmConfig, recipe: Recipe, on_epoch: Callable[[int], No
     assert best is not None
     head.load_state_dict(best[2])
     folded = fold(head, scale).eval().requires_grad_(False)
-    temperature, bias = calibrate(folded, task)
+    # A teacher's values of candidates are learnt as they are: their differences are the point.
+    temperature, bias = (1.0, 0.0) if task.candidates is not None else calibrate(folded, task)
     return Fit(folded, best[0], best[1], temperature, bias)
 
 
@@ -121,14 +125,14 @@ def _epochs(
     optimiser = torch.optim.AdamW(head.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     batch_size = min(recipe.batch_size, max(8, len(task.train) // 10))
     n_steps = recipe.epochs * -(-len(task.train) // batch_size)
+    rising = max(0.1, 1.5 / n_steps)  # a share of one step or less would be divided by zero
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=n_steps, pct_start=0.1
+        optimiser, recipe.learning_rate, total_steps=n_steps, pct_start=rising
     )
     for _ in range(recipe.epochs):
         order = task.train[torch.randperm(len(task.train), generator=generator)]
         for texts in order.split(batch_size):
-            scores = log_odds(head, task.states, task.embeddings, texts, scale)
-            loss = task_loss(scores, task, texts, targets, weights)
+            loss = task_loss(head, scale, task, texts, targets, weights)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -137,34 +141,35 @@ def _epochs(
         yield
 
 
-def task_loss(scores: Tensor, task: Task, texts: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the loss of all tokens of the texts (B,), scores (n,), to balanced labels (M,) or a teacher."""
+def task_loss(
+    head: ArmHead, scale: Scale, task: Task, texts: Tensor, targets: Tensor, weights: Tensor
+) -> Tensor:
+    """Return the loss of the texts (B,): to a teacher's values of candidates, or of their own tokens, or to
+    balanced labels (M,)."""
+    if task.candidates is not None:
+        return _candidate_loss(head, scale, task, task.candidates, texts)
+    scores = log_odds(head, task.states, task.embeddings, texts, scale)
     lengths = task.states.lengths[texts]
     if task.soft is None:
         return cumulative_loss(scores, lengths, targets[texts], weights[texts])
     return soft_loss(scores, lengths, task.soft[task.states.rows_of(texts)[0]])
 
 
-def soft_loss(scores: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean over texts (B,) of the mean loss of their tokens, scores and targets (n,)."""
-    weights = (1.0 / lengths).repeat_interleave(lengths)
-    return binary_cross_entropy_with_logits(scores, targets, weights, reduction="sum") / len(lengths)
-
-
-def cumulative_loss(scores: Tensor, lengths: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean over texts (B,) of the loss of their tokens, scores (n,), weighted 2t / (l(l+1))."""
-    token_weights = (weights.repeat_interleave(lengths) * position_weights(lengths)).to(scores.dtype)
-    token_targets = targets.repeat_interleave(lengths).to(scores.dtype)
-    return binary_cross_entropy_with_logits(scores, token_targets, token_weights, reduction="sum") / len(
-        lengths
-    )
-
-
-def position_weights(lengths: Tensor) -> Tensor:
-    """Return 2t / (l(l+1)) for t = 1..l of every text, (n,) float32; they sum to one over a text."""
+def _candidate_loss(
+    head: ArmHead, scale: Scale, task: Task, candidates: CandidateValues, texts: Tensor
+) -> Tensor:
+    lengths = task.states.lengths[texts]
     first = lengths.cumsum(0) - lengths
-    t = torch.arange(int(lengths.sum())) - first.repeat_interleave(lengths) + 1
-    return t * (2.0 / (lengths * (lengths + 1))).repeat_interleave(lengths)
+    state = project_states(head, task.states, texts, scale)[first[:, None] + candidates.places[texts]]
+    e = standardise(task.embeddings[candidates.token_ids[texts]], scale)  # (B, P, K, d)
+    scores = ArmHead.score(state, head.vocabulary(e))
+    return candidate_loss(scores, candidates.soft[texts], candidates.shares[texts])
+
+
+def standardise(embeddings: Tensor, scale: Scale | None) -> Tensor:
+    """Return output embeddings (..., d) in float32, as a head fitted under that scale reads them."""
+    e = embeddings.float()
+    return e if scale is None else (e - scale.embedding_mean) / scale.embedding_std
 
 
 def log_odds(
@@ -174,9 +179,7 @@ def log_odds(
 
     scale: what the head was fitted under; None for a folded head.
     """
-    e = embeddings[states.next_ids[states.rows_of(texts)[0]]].float()  # (n, d)
-    if scale is not None:
-        e = (e - scale.embedding_mean) / scale.embedding_std
+    e = standardise(embeddings[states.next_ids[states.rows_of(texts)[0]]], scale)  # (n, d)
     return ArmHead.score(project_states(head, states, texts, scale), head.vocabulary(e)[:, None])[:, 0]
 
 
@@ -205,12 +208,13 @@ def score_texts(head: ArmHead, task: Task, texts: Tensor, scale: Scale | None = 
     return torch.cat([log_odds(head, task.states, task.embeddings, part, scale) for part in parts])
 
 
+@torch.no_grad()
 def validation_loss(head: ArmHead, scale: Scale, task: Task) -> float:
     """Return the loss over the validation texts."""
     weights, targets = task.balanced()
-    texts = task.validation
-    scores = score_texts(head, task, texts, scale)
-    return float(task_loss(scores, task, texts, targets, weights))
+    parts = task.validation.split(256)
+    losses = [len(part) * float(task_loss(head, scale, task, part, targets, weights)) for part in parts]
+    return sum(losses) / len(task.validation)
 
 
 def measure_scale(task: Task, layers: tuple[int, ...]) -> Scale:

@@ -2,13 +2,12 @@
 
 python -m rewards.train_arm train.tsv --output arm
 python -m rewards.train_arm train.tsv --output arm-backbone --form backbone
-python -m rewards.train_arm train.tsv --output arm-taught --teacher rad
+python -m rewards.train_arm train.tsv --output arm-taught --teacher rad --distil candidates
 python -m rewards.train_arm train.tsv --output arm-distilled --form backbone --teacher rad --distil candidates
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,8 +73,9 @@ def train_arm(
     texts, tap = pick(TextOptions, options), pick(TapOptions, options)
     generator = pick(GeneratorOptions, options)
     backbone, teacher = pick(BackboneOptions, options), pick(TeacherOptions, options)
-    for other in (backbone, replace(teacher, teacher=None)) if form == "tap" else (tap,):
+    for other in (backbone, TeacherOptions(regularise=teacher.regularise)) if form == "tap" else (tap,):
         refuse_given(form, other)
+    teacher.check()
     wanted = texts.data(data)
     layers = _parse_layers(tap.layers)
     columns = wanted.label_columns() if form == "tap" else ()
@@ -90,7 +90,7 @@ def train_arm(
         head = HeadOptions(layers, rank, decay, tap.summary, form_of_r, epochs or 6, length, texts.seed)
         train_and_save(
             material, head, ModelOptions(*generator.values()), output,
-            places=places, cache=tap.cache, teacher=teacher.teacher,
+            places=places, cache=tap.cache, teaching=teacher,
         )  # fmt: skip
     else:
         from rewards.backbone_run import Wanted, train_backbone

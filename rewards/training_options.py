@@ -161,6 +161,15 @@ class TeacherOptions:
         float, typer.Option(min=0, help="Coefficient that draws random tokens' share of the reward to 0.")
     ] = 0.0
 
+    def check(self) -> None:
+        """Raise UserError for options about a teacher without one."""
+        for name in ("distil", "candidates", "candidate_positions") if self.teacher is None else ():
+            value, default = getattr(self, name), getattr(TeacherOptions(), name)
+            if value != default:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {value} is about a teacher: name one with --teacher"
+                )
+
 
 def takes(*records: type) -> Callable[[Command], Command]:
     """Return a decorator: a command's `**options` become the fields of those records on its command line."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from decoder.contracts import UserError
 from decoder.lm import CausalLM, identify
+from rewards.arm_losses import soft_loss
 from rewards.backbone_heads import ActionValueHead, ValueHead
 from rewards.backbone_losses import (
     cumulative_ce,
@@ -31,7 +32,6 @@ from rewards.distil import (
     plain_error,
     read_branches,
 )
-from rewards.fit_arm import soft_loss
 from rewards.fit_backbone import Objective, Scorer, penalty
 from tests.tiny import tiny_gpt2, tiny_llama
 
@@ -223,7 +223,7 @@ def test_candidate_distillation(teacher: Scorer) -> None:
     found = candidates_error(taught, lm, k, n_places)(
         student, states, texts, torch.Generator().manual_seed(3)
     )
-    places = pick_positions(texts.scored, n_places, torch.Generator().manual_seed(3))
+    places = pick_positions(texts.scored.sum(1), n_places, torch.Generator().manual_seed(3))
     assert all(place < LENGTHS[row] for row, line in enumerate(places.tolist()) for place in line)
     terms = []
     for row, line in enumerate(places.tolist()):
@@ -260,7 +260,9 @@ def test_branches_see_their_prefix_alone() -> None:
 def test_likeliest_takes_no_more_than_there_are() -> None:
     model = tiny_llama()
     lm, texts = CausalLM(model, identify("tiny", model, None)), batch()
-    assert likeliest(lm, texts, torch.zeros(3, 1, dtype=torch.long), 1000).shape == (3, 1, 300)
+    ids, shares = likeliest(lm, texts, torch.zeros(3, 1, dtype=torch.long), 1000)
+    assert ids.shape == shares.shape == (3, 1, 300)
+    torch.testing.assert_close(shares.sum(-1), torch.ones(3, 1))
 
 
 def test_teacher_is_out_of_training() -> None:

@@ -21,18 +21,17 @@ from decoder.replay import score_path
 from rewards import features as features_module
 from rewards import select_arm
 from rewards.arm import ArmConfig, TapArm, features
+from rewards.arm_losses import cumulative_loss, position_weights
 from rewards.features import TokenRows, read_states, tokenise
 from rewards.fit_arm import (
     Recipe,
     Scale,
     Task,
     calibrate,
-    cumulative_loss,
     fit,
     fold,
     log_odds,
     measure_scale,
-    position_weights,
     project_states,
     rescale,
     running_mean,
@@ -277,6 +276,15 @@ def test_fit_learns_and_repeats_itself(task: Task) -> None:
     assert first.loss < math.log(2)
     assert first.head.config == arm
     assert not any(p.requires_grad for p in first.head.parameters())
+
+
+@pytest.mark.parametrize("n_texts", [14, 45])
+def test_few_steps_are_enough(task: Task, n_texts: int) -> None:
+    """One epoch of two steps, as of the fewest texts allowed, or of ten."""
+    few = replace(task, train=torch.arange(n_texts))
+    assert math.isfinite(
+        fit(few, ArmConfig(LAYERS, 32, rank=2), Recipe(epochs=1, batch_size=n_texts // 2)).loss
+    )
 
 
 def test_best_epoch_is_kept(task: Task) -> None:
