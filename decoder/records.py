@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -91,3 +92,9 @@ def git_commit() -> str | None:
         ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     return found.stdout.strip() or None
+
+
+def process_peak() -> int:
+    """Return the most bytes this process has held; the system counts in KiB, but on a Mac in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from decoder.decoder import Decoder
 from decoder.hf_backend import HFBackend, Job
 from decoder.lm import CausalLM
+from decoder.records import process_peak
 from decoder.replay import left_pad
 from decoder.sampling import SamplingConfig
 from decoder.terminal import progress
@@ -73,12 +72,6 @@ def bench_decode(
         "process_peak_mb": process_peak() // 2**20,
     }  # fmt: skip
     return rows, checks, settings
-
-
-def process_peak() -> int:
-    """Return the most bytes this process has held; the system counts in KiB, but on a Mac in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def take_turns(

@@ -22,10 +22,11 @@ from decoder.contracts import TokenReward, UserError
 from decoder.decoder import Decoder, make_config
 from decoder.hf_backend import Job
 from decoder.lm import CausalLM, why_no_block
+from decoder.records import process_peak
 from decoder.sampling import SamplingConfig
 from decoder.terminal import progress
 from decoder.weighting import WeightedReward
-from eval.bench_decode import Timing, count_reads, process_peak, run_loop, take_turns
+from eval.bench_decode import Timing, count_reads, run_loop, take_turns
 from eval.report import Target
 from eval.stats import Estimate, bootstrap
 from prompts import builtin

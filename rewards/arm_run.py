@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.models import LoadedModel, cache_directory, load_model, quiet_transformers, versions
+from decoder.records import process_peak
 from rewards.arm import ArmConfig, Output, Summary, save_pretrained
 from rewards.arm_material import Material
 from rewards.arm_training import ReadMaterial, Search, TrainedArm, read_material, train
@@ -143,6 +144,7 @@ def about_data(module: str, material: Material, n_tokens: int) -> dict[str, Any]
         "sha256": labelled.fingerprint(),
         "n_texts": {"train": len(material.train), "validation": len(material.validation)},
         "n_tokens": n_tokens,
+        "peak_memory_mib": process_peak() // 2**20,
         "n_rows_empty": labelled.n_empty,
         "n_rows_repeated": labelled.n_repeated,
         "positive_share": dict(zip(labelled.columns, shares, strict=True)),

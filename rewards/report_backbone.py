@@ -33,7 +33,7 @@ def report(folder: Path, config: BackboneConfig, about: Mapping[str, Any]) -> No
             console.print(_table(f"{column}, {name}", rows))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in training["seconds"].items())
-    speed = f"{fit['tokens_per_second']:.0f} tokens/s in the fit"
+    speed = f"{fit['tokens_per_second']:.0f} tokens/s in the fit, {training['peak_memory_mib']} MiB at most"
     console.print(f"{seconds}; {speed}; saved {size:.1f} MB. Steer with it:", highlight=False)
     console.print(f"  python -m decoder.generate --reward {folder}", highlight=False, soft_wrap=True)
 

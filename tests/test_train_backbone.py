@@ -87,6 +87,7 @@ def test_learns_and_tells(rad: Path) -> None:
     assert training["n_texts"] == {"train": 280, "validation": 40}
     assert training["files"] == ["train.tsv"]
     assert {"load", "fit", "measure"} == set(training["seconds"])
+    assert 100 < training["peak_memory_mib"] < 100_000
     assert {"torch", "peft", "accelerate"} <= set(training["versions"])
     names = {str(path.relative_to(rad)) for path in rad.rglob("*") if path.is_file()}
     adapter = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
