@@ -19,7 +19,7 @@ from decoder.cli import make_app, run
 
 def label(
     generations: Annotated[list[str], typer.Argument(help="Files of generations, as eval.run reads them.")],
-    reward: Annotated[str, typer.Option(help="Teacher: shipped name or directory of a tap ARM.")],
+    reward: Annotated[str, typer.Option(help="Teacher: shipped name, or directory of an ARM or a RAD.")],
     output: Annotated[Path, typer.Option(help='JSONL of {"text", LABEL_COLUMN} to write.')],
     label_column: Annotated[str, typer.Option(help="Name of the labels, P(attribute).")] = "label",
     temperature: Annotated[

@@ -14,6 +14,7 @@ from decoder.replay import score_path
 from eval.label import label
 from eval.whole_text import probabilities
 from rewards.load import load_reward
+from tests.backbones import save_reward
 from tests.heads import as_lm, save_arm
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -33,6 +34,19 @@ def test_labels_are_the_reward_of_the_end(tiny_dir: Path, tmp_path: Path, output
         (((r,),)) = score_path(loaded.lm, reward, [ids], [[end]])
         expected = torch.tensor(r).exp() if output == "log_probability" else torch.tensor(r)
         assert value == pytest.approx(float(expected), abs=1e-5)
+    assert max(found) - min(found) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["rad", "backbone_arm"])
+def test_a_reward_with_its_own_backbone_labels(tiny_dir: Path, tmp_path: Path, kind: str) -> None:
+    """Batched or one text at a time, P of the end token after the text."""
+    loaded = load_model(str(tiny_dir), dtype="float32")
+    folder = save_reward(tmp_path, kind, "none", loaded.lm)[0]
+    found = probabilities(loaded, str(folder), TEXTS)
+    reward, end = load_reward(f"{folder}@probability", loaded.lm), loaded.tokenizer.eos_token_id
+    for text, value in zip(TEXTS, found, strict=True):
+        (((r,),)) = score_path(loaded.lm, reward, [loaded.tokenizer(text).input_ids], [[end]])
+        assert value == pytest.approx(r, abs=1e-5)
     assert max(found) - min(found) > 0.01
 
 
