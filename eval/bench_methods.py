@@ -1,10 +1,7 @@
 """Speed of the steering methods side by side: plain decoding, tap ARM, backbone ARM and RAD over k.
 
-The ARMs score any number of candidates from the states of one forward pass; RAD reads every candidate. So
-the ARMs should be flat in k and RAD should grow with it.
-
-Source of the comparison: "On the Low-Rank Parametrization of Reward Models for Controlled Language
-Generation" (arXiv 2407.04615) beside "Reward-Augmented Decoding" (arXiv 2310.09520).
+The ARMs (arXiv 2407.04615) score any number of candidates from the states of one forward pass; RAD (arXiv
+2310.09520) reads every candidate. So the ARMs should be flat in k and RAD should grow with it.
 """
 
 from __future__ import annotations
