@@ -26,9 +26,7 @@ def probabilities(
     """
     rewarder, end = load_token_reward(f"{reward}@probability", loaded.lm), loaded.tokenizer.eos_token_id
     if end is None:
-        raise UserError(
-            f"{reward} cannot label whole texts: its tokenizer has no end token"
-        )
+        raise UserError(f"{reward} cannot label whole texts: its tokenizer has no end token")
     ids = [row[:-1] if row[-1:] == [end] else row for row in loaded.tokenizer(list(texts)).input_ids]
     found = torch.zeros(len(ids))
     with progress("labelling", len(ids)) as advance:
