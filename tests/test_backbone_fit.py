@@ -59,7 +59,7 @@ def hash_of(folder: Path) -> str:
 
 def test_best_weights_are_restored(folder: Path, tmp_path: Path) -> None:
     """A learning rate too high spoils what was learnt; the weights kept are those of the best evaluation."""
-    student, validation, objective, found = tiny_fit(folder, tmp_path, learning_rate=0.3, epochs=5)
+    student, validation, objective, found = tiny_fit(folder, tmp_path, learning_rate=0.2, epochs=5)
     losses = {step: loss for step, _, loss in found.history}
     assert found.best_step == min(losses, key=losses.__getitem__) < found.n_steps == max(losses)
     assert found.best_loss == losses[found.best_step] < losses[found.n_steps]
@@ -77,7 +77,7 @@ def test_parts_of_a_batch_add_up(folder: Path, tmp_path: Path) -> None:
 
 def test_best_weights_outlive_a_stop(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best evaluation came before the checkpoint: a resumed run still ends with its weights."""
-    spoilt = {"learning_rate": 0.3, "epochs": 5}
+    spoilt = {"learning_rate": 0.2, "epochs": 5}
     whole, _, _, expected = tiny_fit(folder, tmp_path / "whole", **spoilt)
     save = Checkpoints.save
 
