@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import spearmanr
 
 from rewards import head_inputs
-from rewards.fit_stacked import fit_stack
+from rewards.fit_stacked import _Stack, fit_stack
 from rewards.head_inputs import RowReader, split_targets
 from rewards.heads import MlpOptions
 from rewards.paper_loop import PaperLoop, fit_paper_loop
@@ -169,6 +169,21 @@ def test_the_best_weights_are_kept() -> None:
         loss, factor = calibrated_loss(winners - losers)
         assert loss == pytest.approx(fit.loss, rel=1e-4)
         assert factor == pytest.approx(1, rel=0.1)  # sigma(s1 - s2) needs no other scale
+
+
+def test_what_is_kept_is_an_average_of_weights() -> None:
+    """Of those after every fourth step: the n-th moves it by 2 / (n + 1), later by 4 / 40."""
+    found = golden(200)
+    stack = _Stack(RowReader(found.X), [split_targets(found.pairs, None, 0.1, 0)], [0], MlpOptions(**QUICK))
+    expected = torch.zeros_like(stack.model.weights[0][0])
+    for step in range(1, 49):
+        stack.step()
+        if step % 4 == 0:
+            expected.lerp_(stack.model.weights[0][0].detach(), max(0.1, 2 / (step / 4 + 1)))
+    stack.measure()  # due at 48 steps: 400 over twice the 4 epochs, as a multiple of 4
+    best = stack.members[0].best
+    assert best is not None
+    torch.testing.assert_close(best.mlp.linears[0].weight.T, expected)
 
 
 def test_rows_read_at_each_step_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
