@@ -70,7 +70,8 @@ class LightgbmOptions:
     """Hyper-parameters of boosted trees: LightGBM's own defaults. Raises UserError for values that cannot be.
 
     objective: "binary" on each response, winner 1 and loser 0, or "lambdarank" with a pair as a query of two.
-    trees: at most. patience: trees without a better held-out loss. held_out: the share of pairs to stop on.
+    trees: at most. patience: trees without a better held-out loss; under noisy labels it pauses for dozens.
+    held_out: the share of pairs to stop on.
     """
 
     objective: Objective = "binary"
@@ -78,7 +79,7 @@ class LightgbmOptions:
     lr: float = 0.1
     leaves: int = 31
     min_leaf_rows: int = 20
-    patience: int = 10
+    patience: int = 50
     held_out: float = 0.05
     threads: int = 1
     seed: int = 0

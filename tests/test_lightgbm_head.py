@@ -55,7 +55,7 @@ def test_the_same_seed_grows_the_same_trees(name: str) -> None:
 @needs_lightgbm
 def test_it_stops_where_held_out_pairs_are_best() -> None:
     found = golden(400, flips=0.45)
-    head = make_head("lgb-clf", trees=200, held_out=0.3).fit(found.X, found.pairs)
+    head = make_head("lgb-clf", trees=200, patience=10, held_out=0.3).fit(found.X, found.pairs)
     assert head.fit_.trees < head.fit_.grown < 200
     longer = make_head("lgb-clf", trees=head.fit_.trees, held_out=0.3).fit(found.X, found.pairs)
     np.testing.assert_allclose(head.predict(found.X), longer.predict(found.X), atol=1e-6)
