@@ -70,8 +70,8 @@ class LightgbmOptions:
     """Hyper-parameters of boosted trees: LightGBM's own defaults. Raises UserError for values that cannot be.
 
     objective: "binary" on each response, winner 1 and loser 0, or "lambdarank" with a pair as a query of two.
-    trees: at most. patience: trees without a better held-out loss; under noisy labels it pauses for dozens.
-    held_out: the share of pairs to stop on.
+    trees: at most. patience: trees without a better held-out loss; noisy labels need dozens. held_out: the
+    share of pairs to stop on.
     """
 
     objective: Objective = "binary"
