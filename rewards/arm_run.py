@@ -15,7 +15,7 @@ from decoder.records import process_peak
 from rewards.arm import ArmConfig, Output, Summary, save_pretrained
 from rewards.arm_material import Material
 from rewards.arm_training import ReadMaterial, Search, TrainedArm, read_material, train
-from rewards.ask_teacher import ask_teacher
+from rewards.ask_teacher import ask_teachers
 from rewards.fit_arm import Recipe
 from rewards.output_folder import write_folder
 from rewards.report_arm import report
@@ -60,7 +60,7 @@ def train_and_save(
 ) -> None:
     """Write a reward into `output`, or for several labels into their `places`, and print how good it is.
 
-    teaching: a teacher whose values are learnt in place of the labels, if it names one. Raises UserError for
+    teaching: teachers whose values are learnt in place of the labels, if it names any. Raises UserError for
     an unusable model, layer, cache, teacher or output folder.
     """
     begin = time.perf_counter()
@@ -69,8 +69,8 @@ def train_and_save(
     load_seconds = material.seconds + time.perf_counter() - begin
     folder = cache or cache_directory() / "states"
     taught = None
-    if teaching.teacher is not None:
-        taught = ask_teacher(teaching, loaded, material, head.max_length, head.seed)
+    if teaching.teacher:
+        taught = ask_teachers(teaching, loaded, material, folder, head.max_length, head.seed)
     read = read_material(loaded, material, search.layers, folder, head.max_length)
     if taught is not None:
         read = replace(read, soft=taught.soft, candidates=taught.candidates)

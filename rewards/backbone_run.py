@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from decoder.contracts import ModelIdentity
+from decoder.contracts import ModelIdentity, UserError
 from decoder.lm import CausalLM
 from decoder.models import pick_device, versions
 from rewards.adapt import Shape, Student, make_student
@@ -120,9 +120,14 @@ def _read(material: Material, student: Student, max_length: int) -> dict[str, To
 def _teacher(
     teaching: TeacherOptions, lm: CausalLM, student: Student, columns: tuple[str, ...]
 ) -> Teacher | None:
-    if teaching.teacher is None:
+    if not teaching.teacher:
         return None
-    return load_teacher(teaching.teacher, lm, student.tokenizer.bos_token_id, columns)
+    if len(teaching.teacher) > 1:
+        names = ", ".join(map(str, teaching.teacher))
+        raise UserError(
+            f"--form backbone learns from one teacher, not from {names}: only a tap ARM from several"
+        )
+    return load_teacher(teaching.teacher[0], lm, student.tokenizer.bos_token_id, columns)
 
 
 def make_recipe(options: BackboneOptions, epochs: int, seed: int, n_texts: int) -> Recipe:
@@ -196,8 +201,8 @@ def _about(
     module = "rewards.train_rad" if wanted.kind == "rad" else "rewards.train_arm"
     n_tokens = texts["train"].n_scored() + texts["validation"].n_scored()
     taught = None
-    if teaching.teacher is not None and teacher is not None:
-        taught = {**asdict(teaching), "teacher": teaching.teacher.name, "digest": teacher.digest}
+    if teaching.teacher and teacher is not None:
+        taught = {**asdict(teaching), "teacher": teaching.teacher[0].name, "digest": teacher.digest}
     return {
         "metrics": {
             column: {name: [asdict(row) for row in rows] for name, rows in parts.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rewards.arm import ArmConfig, ArmHead
 from rewards.arm_losses import candidate_loss, cumulative_loss, soft_loss
-from rewards.candidate_values import CandidateValues
+from rewards.candidate_values import Candidates, CandidateValues
 from rewards.features import TokenStates
 from rewards.measure_arm import balance
 
@@ -156,14 +156,27 @@ def task_loss(
 
 
 def _candidate_loss(
-    head: ArmHead, scale: Scale, task: Task, candidates: CandidateValues, texts: Tensor
+    head: ArmHead, scale: Scale, task: Task, values: CandidateValues, texts: Tensor
 ) -> Tensor:
-    lengths = task.states.lengths[texts]
+    asked = values.candidates
+    scores = candidate_log_odds(head, task.states, task.embeddings, asked, texts, scale)
+    return candidate_loss(scores, values.soft[texts], asked.shares[texts])
+
+
+def candidate_log_odds(
+    head: ArmHead,
+    states: TokenStates,
+    embeddings: Tensor,
+    candidates: Candidates,
+    texts: Tensor,
+    scale: Scale | None = None,
+) -> Tensor:
+    """Return s of every candidate in the texts (B,), (B, P, K) float32; scale as for `log_odds`."""
+    lengths = states.lengths[texts]
     first = lengths.cumsum(0) - lengths
-    state = project_states(head, task.states, texts, scale)[first[:, None] + candidates.places[texts]]
-    e = standardise(task.embeddings[candidates.token_ids[texts]], scale)  # (B, P, K, d)
-    scores = ArmHead.score(state, head.vocabulary(e))
-    return candidate_loss(scores, candidates.soft[texts], candidates.shares[texts])
+    state = project_states(head, states, texts, scale)[first[:, None] + candidates.places[texts]]
+    e = standardise(embeddings[candidates.token_ids[texts]], scale)  # (B, P, K, d)
+    return ArmHead.score(state, head.vocabulary(e))
 
 
 def standardise(embeddings: Tensor, scale: Scale | None) -> Tensor:

@@ -145,8 +145,10 @@ class TeacherOptions:
     """What an ARM learns besides labels, or in their place."""
 
     teacher: Annotated[
-        Path | None,
-        typer.Option(help="Saved RAD or backbone ARM whose values are learnt in place of the labels."),
+        list[Path] | None,
+        typer.Option(
+            help="Saved RAD or ARM whose values are learnt in place of the labels. Several times: their mean."
+        ),
     ] = None
     distil: Annotated[
         Literal["plain", "delta", "candidates"],
@@ -163,7 +165,7 @@ class TeacherOptions:
 
     def check(self) -> None:
         """Raise UserError for options about a teacher without one."""
-        for name in ("distil", "candidates", "candidate_positions") if self.teacher is None else ():
+        for name in () if self.teacher else ("distil", "candidates", "candidate_positions"):
             value, default = getattr(self, name), getattr(TeacherOptions(), name)
             if value != default:
                 raise UserError(

@@ -13,10 +13,10 @@ from decoder.lm import CausalLM
 from decoder.replay import left_pad
 from rewards.arm import ArmConfig, TapArm
 from rewards.arm_losses import LEVEL, SPREAD, candidate_loss
-from rewards.ask_teacher import ask_candidates
+from rewards.ask_teacher import choose_candidates, value_candidates
 from rewards.backbone_heads import ActionValueHead, ValueHead
 from rewards.backbone_texts import encode
-from rewards.candidate_values import CandidateValues
+from rewards.candidate_values import Candidates, CandidateValues
 from rewards.distil import Teacher
 from rewards.features import read_states, tokenise
 from rewards.fit_arm import Recipe, Scale, Task, fit, task_loss
@@ -72,7 +72,8 @@ def test_asked_as_a_loop_would(kind: str, adds_bos: bool) -> None:
     head = ValueHead(32, 2) if kind == "rad" else ActionValueHead(32, 2, None)
     teacher = random_teacher(head, "sigmoid" if kind == "rad" else "clamp")
     texts = encode(tokenizer, TEXTS, torch.zeros(3, 2), 64, None)
-    found = ask_candidates(teacher, lm, texts, PLACES, K, seed=1)
+    found = choose_candidates(lm, texts, PLACES, K, seed=1)
+    soft = value_candidates(teacher, texts, found, "asking")
     read = tokenise(tokenizer, TEXTS, 64).ids
     for row, ids in enumerate(read):
         prefix_bos = [] if adds_bos else [tokenizer.bos_token_id]
@@ -85,9 +86,9 @@ def test_asked_as_a_loop_would(kind: str, adds_bos: bool) -> None:
             torch.testing.assert_close(found.shares[row, p], best.values.softmax(-1), atol=1e-5, rtol=1e-4)
             for k, token in enumerate(best.indices.tolist()):
                 torch.testing.assert_close(
-                    found.soft[row, p, k], naive_p(teacher, prefix, token), atol=3e-5, rtol=1e-4
+                    soft[row, p, k], naive_p(teacher, prefix, token), atol=3e-5, rtol=1e-4
                 )
-    assert torch.equal(found.label(1).soft, found.soft[..., 1])
+    assert torch.equal(CandidateValues(found, soft).label(1).soft, soft[..., 1])
 
 
 @torch.no_grad()
@@ -121,7 +122,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, CausalLM, TapA
             prompt, mask = left_pad([ids[: place + 1]], torch.device("cpu"))
             reading = lm.start(arm.layers).prefill(prompt, mask)
             soft[row, p] = arm.start(prompt, mask).score(token_ids[row, p][None], reading)[0].detach()
-    values = CandidateValues(places, token_ids, torch.full((120, PLACES, K), 1 / K), soft)
+    candidates = Candidates(places, token_ids, torch.full((120, PLACES, K), 1 / K))
+    values = CandidateValues(candidates, soft)
     every = torch.arange(120)
     labels = np.array([1.0, 0.0] * 60)
     task = Task(states, lm.output_embeddings.detach(), labels, every[:100], every[100:], candidates=values)

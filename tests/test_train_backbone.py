@@ -17,11 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decoder.cli import run
+from decoder.contracts import TokenReward
+from decoder.lm import CausalLM
 from decoder.models import load_model
 from decoder.replay import score_path
 from rewards.arm_material import Material
-from rewards.ask_teacher import ask_teacher
+from rewards.ask_teacher import Taught, ask_teachers
 from rewards.backbone_texts import encode
+from rewards.candidate_values import CandidateValues
 from rewards.distil import load_teacher
 from rewards.fit_backbone import read_values
 from rewards.labelled_text import LabelledTexts
@@ -160,7 +163,7 @@ def test_teaches_the_tap_form(folder: Path, rad: Path, tmp_path: Path, distil: s
         arguments += ["--teacher", teacher, "--distil", distil]
         command(train_arm, folder / "train.tsv", *arguments, "--output", output)
         config = json.loads((output / "config.json").read_text())
-        assert config["training"]["teacher"]["teacher"] == teacher.name
+        assert config["training"]["teacher"]["teachers"].keys() == {teacher.name}
         assert config["training"]["teacher"]["distil"] == distil
         assert "teacher" in config["training"]["seconds"]
         aucs.append(config["metrics"]["validation"][-1]["auc"])
@@ -169,19 +172,89 @@ def test_teaches_the_tap_form(folder: Path, rad: Path, tmp_path: Path, distil: s
     assert aucs[1] < 1 - sure
 
 
-def test_teacher_speaks_of_the_tokens_that_taps_score(folder: Path, rad: Path) -> None:
+def test_teacher_speaks_of_the_tokens_that_taps_score(folder: Path, rad: Path, tmp_path: Path) -> None:
     """What the tap ARM is to learn at a state is RAD's P of the token that the state is scored with."""
     generator = load_model(str(folder / "tiny"), dtype="float32", device="cpu")
     lines = [text for text, _ in labelled_texts(3)]
     labelled = LabelledTexts(tuple(lines), np.zeros((3, 1)), ("1",), (), 3, 0, 0)
     material = Material(labelled, np.arange(2), np.arange(2, 3), {}, 0.0)
-    soft = ask_teacher(TeacherOptions(rad), generator, material, 10, 0).soft
+    soft = ask_teachers(TeacherOptions([rad]), generator, material, tmp_path, 10, 0).soft
     ids = [row[:11] for row in generator.tokenizer(lines).input_ids]
     prompts, rest = [row[:1] for row in ids], [row[1:] for row in ids]
     reward = load_reward(f"{rad}@probability", generator.lm)
     found = score_path(generator.lm, reward, prompts, rest)
     assert all(len(row) == 10 for row in found)
     torch.testing.assert_close(soft[:, 0], torch.tensor(found).flatten(), atol=3e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tap(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tap ARM on the same labels."""
+    output = tmp_path_factory.mktemp("tap") / "tap"
+    arguments = ["--model", folder / "tiny", "--dtype", "float32", "--device", "cpu", "--layers", "2"]
+    arguments += ["--rank", "4", "--weight-decay", "1", "--epochs", "10", "--cache", output.parent / "cache"]
+    command(train_arm, folder / "train.tsv", *arguments, "--output", output)
+    return output
+
+
+@pytest.mark.parametrize("distil", ["plain", "candidates"])
+def test_several_teachers_say_their_mean(
+    folder: Path, rad: Path, tap: Path, tmp_path: Path, distil: str
+) -> None:
+    """A tap ARM teaches as it decodes, several teach their mean, and a second asking reads the answers."""
+    generator = load_model(str(folder / "tiny"), dtype="float32", device="cpu")
+    lines = [text for text, _ in labelled_texts(3)]
+    labelled = LabelledTexts(tuple(lines), np.zeros((3, 1)), ("1",), (), 3, 0, 0)
+    material = Material(labelled, np.arange(2), np.arange(2, 3), {}, 0.0)
+
+    def ask(*teachers: Path) -> Taught:
+        return ask_teachers(
+            TeacherOptions(list(teachers), distil, 4, 2),
+            generator,
+            material,
+            tmp_path,
+            10,
+            0,  # type: ignore[arg-type]
+        )
+
+    one, other, both, again = ask(rad), ask(tap), ask(rad, tap), ask(rad, tap)
+    torch.testing.assert_close(both.soft, (one.soft + other.soft) / 2)
+    assert torch.equal(both.soft, again.soft)
+    assert list(both.about["teachers"]) == [rad.name, "tap"]
+    assert len(list(tmp_path.glob("*-teacher.safetensors"))) == 1  # a tap ARM's states are what takes time
+    ids = [row[:11] for row in generator.tokenizer(lines).input_ids]
+    reward = load_reward(f"{tap}@probability", generator.lm)
+    found = score_path(generator.lm, reward, [row[:1] for row in ids], [row[1:] for row in ids])
+    torch.testing.assert_close(other.soft[:, 0], torch.tensor(found).flatten(), atol=1e-3, rtol=1e-3)
+    if distil == "candidates":
+        assert one.candidates is not None
+        assert other.candidates is not None
+        assert both.candidates is not None
+        assert again.candidates is not None
+        torch.testing.assert_close(both.candidates.soft, (one.candidates.soft + other.candidates.soft) / 2)
+        assert torch.equal(both.candidates.soft, again.candidates.soft)
+        check_tap_candidates(other.candidates, generator.lm, reward, ids)
+
+
+def check_tap_candidates(
+    values: CandidateValues, lm: CausalLM, reward: TokenReward, ids: list[list[int]]
+) -> None:
+    """The answer about a candidate is what a decode that stands at its place would give it."""
+    asked = values.candidates
+    for row, p in np.ndindex(*asked.places.shape):
+        prefix = ids[row][: int(asked.places[row, p]) + 1]
+        for k, token in enumerate(asked.token_ids[row, p].tolist()):
+            [[wanted]] = score_path(lm, reward, [prefix], [[token]])
+            assert values.soft[row, p, k, 0].item() == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_backbone_has_one_teacher(
+    folder: Path, rad: Path, tap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for teachers, why in (([rad, rad], "learns from one teacher"), ([tap], "tap_arm")):
+        chosen = [part for teacher in teachers for part in ("--teacher", str(teacher))]
+        arguments = [*options(folder, form="backbone", output=tmp_path / "arm"), *chosen]
+        assert why in refused(capsys, *arguments)
 
 
 # Stopping and going on.
