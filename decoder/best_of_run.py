@@ -48,7 +48,8 @@ def load(
     decoder = Decoder.from_pretrained(**model)
     weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs], prompts)
     token_ids = decoder.tokenise(prompts, config, chat=chat)
-    loaded = load_scorers(scorers, decoder.lm, device=model["device"], dtype=model["dtype"])
+    ends = decoder.backend.ending(config.stop)
+    loaded = load_scorers(scorers, decoder.lm, device=model["device"], dtype=model["dtype"], ends=ends)
     return BestOf(decoder, prompts, token_ids, weighted, config, loaded, schedule)
 
 

@@ -159,7 +159,7 @@ class Decoder:
         config = self._configure({"batch_size": 64, **usual, **generation, "num_return_sequences": n})
         texts = as_prompts(prompts)
         token_ids = self.tokenise(texts, config, chat=chat)
-        scorers = load_scorers(scorer, self.lm)
+        scorers = load_scorers(scorer, self.lm, ends=self.backend.ending(config.stop))
         job = BestOf(self, texts, token_ids, self.weigh(reward, beta, texts), config, scorers, drop)
         return run_best_of(job, combine)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,10 @@ Beta = Annotated[float, typer.Option(help="Strength of rewards without their own
 Schedule = Annotated[
     str, typer.Option("--beta-schedule", help="constant, or linear:START:END:STEPS: beta along the text.")
 ]
+Samples = Annotated[int, typer.Option("--num-return-sequences", "-n", help="Samples a prompt.")]
+Embed = Annotated[
+    Path | None, typer.Option(help="Store that takes each sample's embedding, at no second pass.")
+]
 Output = Annotated[Path | None, typer.Option(help="JSONL file; run.json is kept beside it.")]
 
 
@@ -53,13 +58,12 @@ def generate(
     temperature: Annotated[float, typer.Option(help="Applied after the rewards.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Keep the k best after the rewards; 0 is off.")] = 0,
     top_p: Annotated[float, typer.Option(help="Keep this much probability; 1 is off.")] = 1.0,
-    num_return_sequences: Annotated[
-        int, typer.Option("--num-return-sequences", "-n", help="Samples a prompt.")
-    ] = 1,
+    num_return_sequences: Samples = 1,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     chat: Annotated[bool, typer.Option(help="Put plain prompts through the model's chat template.")] = False,
     output: Output = None,
     overwrite: Annotated[bool, typer.Option(help="Start the output over instead of resuming it.")] = False,
+    embed: Embed = None,
     trace: Annotated[bool, typer.Option(help="Write every step's candidates, rewards and ranks.")] = False,
     limit: Annotated[int | None, typer.Option(help="Use the first prompts only.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Rows decoded together.")] = 32,
@@ -85,11 +89,12 @@ def generate(
         model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
     weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs], asked)
-    if output is None and not trace and sys.stdout.isatty() and not any(each.betas for each in asked):
+    plain = output is None and embed is None and not trace
+    if plain and sys.stdout.isatty() and not any(each.betas for each in asked):
         show_side_by_side(decoder, asked, weighted, config, chat=chat, title=model)
         return
     settings = {"model": model, "chat": chat, "trace": trace}
-    write(decoder, asked, weighted, config, settings, output, overwrite=overwrite)
+    write(decoder, asked, weighted, config, settings, output, embed=embed, overwrite=overwrite)
 
 
 def pick_rewards(rewards: list[str], beta: float, prompts: Sequence[Prompt] = ()) -> list[tuple[str, float]]:
@@ -127,17 +132,21 @@ def write(
     settings: dict[str, Any],
     output: Path | None,
     *,
+    embed: Path | None = None,
     overwrite: bool,
 ) -> None:
     """Write one JSON line a prompt to the output, resuming it, or to standard output.
 
-    Raises UserError for prompts with betas of their own, where the rewards were weighed without them.
+    embed: the store that takes the samples' embeddings. Raises UserError for prompts with betas of their own,
+    where the rewards were weighed without them, and for a store of other embeddings.
     """
     from decoder.batching import plan_batches
+    from decoder.models import LoadedModel
     from decoder.records import about, fingerprint, to_record
     from decoder.run_store import RunStore, StdoutStore
     from decoder.terminal import progress
     from decoder.weighting import require_own_betas
+    from rewards.embed_decoding import open_sink
 
     require_own_betas(prompts, rewards)
     token_ids = decoder.tokenise(prompts, config, chat=settings["chat"])
@@ -147,13 +156,20 @@ def write(
     else:
         identity = fingerprint(decoder, rewards, config, settings)
         opened = RunStore.open(output, identity, about(), prompts, samples, resume=not overwrite)
-    with opened as store, progress("generating", len(prompts) * samples, store.done_samples) as advance:
+    loaded, ends = LoadedModel(decoder.lm, decoder.tokenizer), decoder.backend.ending(config.stop)
+    with (
+        opened as store,
+        open_sink(embed, loaded, ends, chat=settings["chat"]) as sink,
+        progress("generating", len(prompts) * samples, store.done_samples) as advance,
+    ):
         for batch in plan_batches([len(ids) for ids in token_ids], samples, config.batch_size):
             missing = {p: set(store.missing(p)) for p in batch.prompts}
-            if not any(sample in missing[batch.prompts[i]] for i, sample in batch.rows):
+            written = not any(sample in missing[batch.prompts[i]] for i, sample in batch.rows)
+            if written and not [*sink.lacking([batch], prompts)]:
                 continue
             # A batch that an interrupted run had begun is decoded whole: its numbers come out the same.
-            for done in decoder.complete(batch, token_ids, rewards, config, trace=settings["trace"]):
+            draw = partial(decoder.complete, batch, token_ids, rewards, config, trace=settings["trace"])
+            for done in sink.complete(batch, prompts, token_ids, draw):
                 if done.sample in missing[done.prompt]:
                     store.add(done.prompt, done.sample, to_record(done, config.seed))
                     advance()

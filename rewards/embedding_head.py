@@ -12,7 +12,7 @@ MLP of width 256; the mean, more taps and standardised inputs are ours.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -86,7 +86,7 @@ class EmbeddingHead:
 
     def start(self, prompt_ids: Tensor, prompt_mask: Tensor, reading: Reading) -> PooledStates:
         """Open a session: one vector a row."""
-        return PooledStates(self, len(prompt_ids), prompt_ids.device)
+        return PooledStates(self.layers, self.config.pooling, self.mlp, like=prompt_ids)
 
     @classmethod
     def bind(cls, mlp: EmbeddingMLP, config: EmbeddingConfig, lm: CausalLM) -> EmbeddingHead:
@@ -110,35 +110,66 @@ class EmbeddingHead:
 
 
 class PooledStates:
-    """A `ProbeSession` that pools the states of each row's tokens, (B, L * d) float32."""
+    """A `ProbeSession` that pools the states of each row's tokens, (B, L * d) float32, and scores that."""
 
-    def __init__(self, head: EmbeddingHead, n_rows: int, device: torch.device) -> None:
-        """Start with no token in `n_rows` rows."""
-        self._head = head
-        self._pooled = torch.zeros(n_rows, len(head.mlp.mean), device=device)  # a sum for "mean"
-        self._count = torch.zeros(n_rows, dtype=torch.long, device=device)
+    def __init__(
+        self,
+        layers: tuple[int, ...],
+        pooling: Pooling,
+        score: Callable[[Tensor], Tensor],
+        *,
+        like: Tensor,
+        ignored: Tensor | None = None,
+        without: Tensor | None = None,
+    ) -> None:
+        """Start with no token in as many rows as `like` (B, ...) has, on its device.
+
+        score: (B, L * d) float32 -> (B,) float32. ignored: (I,) int64, tokens that are not pooled, such as
+        the end token. without: (B, L * d), what a row without a token is scored by; None gives NaN.
+        """
+        self._layers, self._pooling, self._score = layers, pooling, score
+        self._pooled: Tensor | None = None  # (B, L * d); a sum for "mean"
+        self._count = torch.zeros(len(like), dtype=torch.long, device=like.device)
+        self._ignored, self._without = ignored, without
 
     def update(self, drawn: Drawn) -> None:
         """Take in the tokens just drawn; padding, wherever it stands, changes nothing."""
-        taps = [drawn.taps[layer] for layer in self._head.layers]
-        if self._head.config.pooling == "mean":
-            self._pooled = self._pooled + torch.cat([_masked_sum(h, drawn.mask) for h in taps], -1)
+        self.read(drawn, ignored=self._ignored)
+
+    def read(self, drawn: Drawn, ignored: Tensor | None = None) -> None:
+        """Take in tokens, such as those of a prompt, without the ignored ids (I,) among them."""
+        mask = drawn.mask if ignored is None else drawn.mask & ~torch.isin(drawn.ids, ignored)
+        read = _masked_sum if self._pooling == "mean" else _last_real
+        found = torch.cat([read(drawn.taps[layer], mask) for layer in self._layers], -1)
+        if self._pooled is None:
+            self._pooled = found
+        elif self._pooling == "mean":
+            self._pooled = self._pooled + found
         else:
-            last = torch.cat([_last_real(h, drawn.mask) for h in taps], -1)
-            self._pooled = torch.where(drawn.mask.any(1)[:, None], last, self._pooled)
-        self._count = self._count + drawn.mask.sum(1)
+            self._pooled = torch.where(mask.any(1)[:, None], found, self._pooled)
+        self._count = self._count + mask.sum(1)
 
     def score(self) -> Tensor:
-        """Return (B,) float32; NaN before a row's first token."""
-        pooled = self._pooled
-        if self._head.config.pooling == "mean":
+        """Return (B,) float32; NaN before a row's first token, unless such rows have a vector too."""
+        pooled, missing = self._pooled, (self._count == 0)[:, None]
+        if pooled is None:
+            return torch.full_like(self._count, float("nan"), dtype=torch.float32)
+        if self._pooling == "mean":
             pooled = pooled / self._count.clamp(min=1)[:, None]
-        scores: Tensor = self._head.mlp(pooled)
-        return scores.masked_fill(self._count == 0, float("nan"))
+        if self._without is not None:
+            return self._score(torch.where(missing, self._without, pooled))
+        return self._score(pooled.masked_fill(missing, 0.0)).masked_fill(missing[:, 0], float("nan"))
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows' vectors."""
-        self._pooled, self._count = self._pooled[rows], self._count[rows]
+        self._count = self._count[rows]
+        self._pooled = None if self._pooled is None else self._pooled[rows]
+        self._without = None if self._without is None else self._without[rows]
+
+
+def last_states(taps: Mapping[int, Tensor], layers: tuple[int, ...], mask: Tensor) -> Tensor:
+    """Return (B, L * d) float32, the states at each row's last real position, layers side by side."""
+    return torch.cat([_last_real(taps[layer], mask) for layer in layers], -1)
 
 
 def save_pretrained(

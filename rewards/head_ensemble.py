@@ -5,15 +5,16 @@ constant, and its scale grows with how long its member was trained: without a co
 minimum would be the score of whichever member happens to lie lowest, and the variance would measure how the
 members were scaled rather than where they disagree.
 
-Sources: mean, worst case and uncertainty-weighted optimisation, Coste et al. (arXiv 2310.02743), section 4;
-the lower confidence bound subtracts the deviation instead of the variance.
+Sources: mean, worst case and uncertainty-weighted optimisation (UWO, here "mean-var"), Coste et al. (arXiv
+2310.02743), section 4; the lower confidence bound (LCB, "mean-std") subtracts the deviation instead.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +24,10 @@ from decoder.contracts import UserError
 from rewards import artefact
 from rewards.head_files import read_head, save_head
 from rewards.head_inputs import RowReader, split_targets, target_array
-from rewards.heads import Embeddings, Head, Scores, load_head, make_head, nearest
+from rewards.heads import Embeddings, Head, Scores, check_rule, fitted, load_head, make_head, nearest
 from rewards.mlp_head import MlpHead, fit_together
 
 KIND = "head_ensemble"
-Rule = Literal["mean", "min", "uwo", "lcb"]
-RULES: tuple[str, ...] = get_args(Rule)
 STANDARD_ROWS = 4096  # training rows that members' scores are standardised on
 _OWN = ("head", "n_members", "rule", "kappa", "bootstrap", "seed")
 
@@ -36,8 +35,9 @@ _OWN = ("head", "n_members", "rule", "kappa", "bootstrap", "seed")
 def combine_members(scores: ArrayLike, rule: str, kappa: float = 0.5) -> Scores:
     """Return one score a row, (M,) float32, of members' standardised scores (E, M).
 
-    rule: mean; min; uwo, the mean less kappa times the variance over members; lcb, less kappa times their
-    standard deviation. Raises UserError for another rule, and for scores that are not (E, M) or not finite.
+    rule: "mean"; "min"; "mean-var", the mean less kappa times the variance over members; "mean-std", less
+    kappa times their standard deviation. Raises UserError for another rule, and for scores that are not
+    (E, M) or not finite.
     """
     table = np.asarray(scores, dtype=np.float64)
     check_rule(rule, kappa)
@@ -49,9 +49,9 @@ def combine_members(scores: ArrayLike, rule: str, kappa: float = 0.5) -> Scores:
     centre = table.mean(0)
     if rule == "min":
         centre = table.min(0)
-    elif rule == "uwo":
+    elif rule == "mean-var":
         centre = centre - kappa * table.var(0)
-    elif rule == "lcb":
+    elif rule == "mean-std":
         centre = centre - kappa * table.std(0)
     combined: Scores = centre.astype(np.float32)
     return combined
@@ -90,9 +90,8 @@ class HeadEnsemble:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the hyper-parameters by name, those of the head as head__NAME if deep."""
-        own = {name: getattr(self, name) for name in _OWN}
         inner = {} if self.head is None or not deep else self.head.get_params()
-        return {**own, **{f"head__{name}": value for name, value in inner.items()}}
+        return {"head": self.head, **self._own(), **{f"head__{name}": value for name, value in inner.items()}}
 
     def set_params(self, **changes: Any) -> HeadEnsemble:
         """Change hyper-parameters and return itself; rule and kappa hold at once, the others at `fit`."""
@@ -138,14 +137,12 @@ class HeadEnsemble:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the fitted ensemble, each member in a folder of its own under `members`."""
-        self._fitted()
-        directory = Path(directory)
-        for number, member in enumerate(self.members_):
-            member.save_pretrained(directory / "members" / str(number), encoder)
-        dimension = artefact.read_config(directory / "members" / "0")["dimension"]
-        own = {name: getattr(self, name) for name in _OWN if name != "head"}
+        folders = [Path(directory) / "members" / str(number) for number in range(len(self.members_))]
+        for folder, member in zip(folders, fitted(self.members_, "ensemble"), strict=True):
+            member.save_pretrained(folder, encoder)
+        dimension = artefact.read_config(folders[0])["dimension"]
         tensors = {"mean": torch.from_numpy(self.mean_), "scale": torch.from_numpy(self.scale_)}
-        save_head(directory, KIND, dimension, encoder, {"options": own, **(about or {})}, tensors)
+        save_head(Path(directory), KIND, (dimension, self._own(), tensors), encoder, about)
 
     @classmethod
     def from_pretrained(
@@ -165,6 +162,17 @@ class HeadEnsemble:
             )
         ensemble.mean_, ensemble.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
         return ensemble
+
+    @property
+    def digest(self) -> str:
+        """Return what tells the members, their scaling and how they are combined from others."""
+        parts = [member.digest for member in fitted(self.members_, "ensemble")]
+        scaling = self.mean_.tobytes() + self.scale_.tobytes()
+        return hashlib.sha256(repr((parts, self.rule, self.kappa)).encode() + scaling).hexdigest()[:16]
+
+    def _own(self) -> dict[str, Any]:
+        """Return the options of the ensemble itself."""
+        return {name: getattr(self, name) for name in _OWN if name != "head"}
 
     def _targets(self, y: Any, groups: ArrayLike | None) -> tuple[list[Any], list[ArrayLike | None]]:
         """Return each member's pairs or labels, and their groups."""
@@ -187,20 +195,7 @@ class HeadEnsemble:
         self.mean_, self.scale_ = scores.mean(1), np.where(deviation > 0, deviation, 1).astype(np.float32)
 
     def _raw(self, X: ArrayLike) -> Scores:
-        self._fitted()
-        return np.stack([member.predict(X) for member in self.members_])
-
-    def _fitted(self) -> None:
-        if not self.members_:
-            raise UserError("this ensemble was not fitted yet: call fit, or load one with from_pretrained")
-
-
-def check_rule(rule: str, kappa: float) -> None:
-    """Raise UserError for a rule that does not exist or a kappa that cannot be."""
-    if rule not in RULES:
-        raise UserError(f"unknown rule {rule!r}: {nearest(rule, RULES)}")
-    if not (np.isfinite(kappa) and kappa >= 0):
-        raise UserError(f"kappa {kappa} must be a number of 0 or more")
+        return np.stack([member.predict(X) for member in fitted(self.members_, "ensemble")])
 
 
 def _resample(owner: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -25,13 +25,16 @@ class SavedHead:
 def save_head(
     directory: Path,
     kind: str,
-    dimension: int,
+    head: tuple[int, Mapping[str, Any], Mapping[str, Tensor]],
     encoder: Mapping[str, Any] | None,
-    about: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    about: Mapping[str, Any] | None,
 ) -> None:
-    """Write config and tensors; `encoder` is any JSON-able record of what made the embeddings."""
-    config = {"dimension": dimension, "encoder": dict(encoder or {}), **about}
+    """Write config and tensors of a head: the dimension D that it reads, its options, its tensors.
+
+    encoder: any JSON-able record of what made the embeddings. about: what else the config should tell.
+    """
+    dimension, options, tensors = head
+    config = {"dimension": dimension, "encoder": dict(encoder or {}), "options": options, **(about or {})}
     artefact.save(directory, kind, config, tensors)
 
 

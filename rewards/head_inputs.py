@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from decoder.contracts import UserError
-from rewards.heads import Embeddings
+from rewards.heads import Embeddings, Scores
 from rewards.pairs import LabelledPairs
 
 Ints = NDArray[np.int64]
@@ -115,15 +116,24 @@ def split_targets(y: Any, groups: ArrayLike | None, held_out: float, seed: int) 
     return Split(None, rows, targets[rows].astype(np.float32), _label_pairs(targets, stop, rng))
 
 
-def read_matrix(X: ArrayLike, dimension: int) -> Any:
-    """Return embeddings (M, D) to score as an array or tensor. UserError for another shape or dimension."""
-    found = _matrix(X)
-    if found.shape[1] != dimension:
+def score_rows(X: ArrayLike, dimension: int, score: Callable[[Tensor], ArrayLike]) -> Scores:
+    """Return scores (M,) float32 of embeddings (M, D), CHUNK rows at a time.
+
+    score: what a head makes of checked rows (m, D) float32 on the CPU: (m,). Raises UserError for another
+    shape or dimension, and naming the row for embeddings that are not finite.
+    """
+    embeddings = _matrix(X)
+    if embeddings.shape[1] != dimension:
         raise UserError(
-            f"the head reads embeddings of {dimension} numbers, these have {found.shape[1]}: "
+            f"the head reads embeddings of {dimension} numbers, these have {embeddings.shape[1]}: "
             "embed the texts as the head's training texts were"
         )
-    return found
+    scores = np.empty(len(embeddings), dtype=np.float32)
+    for first in range(0, len(embeddings), CHUNK):
+        chunk = torch.as_tensor(embeddings[first : first + CHUNK]).detach().float().cpu()
+        check_finite(chunk, np.arange(first, first + len(chunk)))
+        scores[first : first + CHUNK] = score(chunk)
+    return scores
 
 
 def check_finite(values: Tensor, rows: Ints) -> None:

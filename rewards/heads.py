@@ -26,9 +26,12 @@ if TYPE_CHECKING:  # commands read the names before they know whether they need 
 Loss = Literal["bt", "clf"]
 Precision = Literal["float32", "bfloat16"]
 Objective = Literal["binary", "lambdarank"]
+Rule = Literal["mean", "min", "mean-var", "mean-std"]  # how members of an ensemble become one score
+RULES: tuple[str, ...] = get_args(Rule)
 Scores = NDArray[np.float32]
 Embeddings = ArrayLike | Callable[[NDArray[np.int64]], "Tensor"]  # (N, D), or rows (m,) -> (m, D)
 Options = TypeVar("Options", "MlpOptions", "LightgbmOptions")
+Learnt = TypeVar("Learnt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,11 @@ class Head(Protocol):
         """Write the fitted head; `encoder` says what made the embeddings, `about` where labels came from."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """What tells what was learnt from other heads."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -151,11 +159,17 @@ def make_head(name: str, **options: Any) -> Head:
 
     Raises UserError for an unknown name or option, with the nearest ones, and for values that cannot be.
     """
-    if name not in HEADS:
-        raise UserError(f"unknown head {name!r}: {nearest(name, HEADS)}")
+    options_of(name)  # an unknown name is refused
     recipe = HEADS[name]
     head: Head = _class(recipe.made_by)(**{**recipe.options, **options})
     return head
+
+
+def options_of(name: str) -> type[MlpOptions] | type[LightgbmOptions]:
+    """Return the record of a named head's hyper-parameters. Raises UserError as `make_head` does."""
+    if name not in HEADS:
+        raise UserError(f"unknown head {name!r}: {nearest(name, HEADS)}")
+    return MlpOptions if HEADS[name].made_by == _MLP else LightgbmOptions
 
 
 def load_head(
@@ -188,6 +202,21 @@ def change_options(options: Options, changes: Mapping[str, Any]) -> Options:
 def options_record(options: MlpOptions | LightgbmOptions) -> dict[str, Any]:
     """Return name -> value, each the very object that was given, as scikit-learn's `clone` asks for."""
     return {field.name: getattr(options, field.name) for field in fields(options)}
+
+
+def check_rule(rule: str, kappa: float) -> None:
+    """Raise UserError for a rule of ensembles that does not exist or a kappa that cannot be."""
+    if rule not in RULES:
+        raise UserError(f"unknown rule {rule!r}: {nearest(rule, RULES)}")
+    if not (math.isfinite(kappa) and kappa >= 0):
+        raise UserError(f"kappa {kappa} must be a number of 0 or more")
+
+
+def fitted(learnt: Learnt | None, what: str = "head") -> Learnt:
+    """Return what a head has learnt. Raises UserError where that is nothing yet."""
+    if not learnt:
+        raise UserError(f"this {what} was not fitted yet: call fit, or load one with from_pretrained")
+    return learnt
 
 
 def stack_key(options: MlpOptions) -> str:

@@ -5,6 +5,7 @@ Kept as LightGBM's own text, `model.txt` beside `config.json`; nothing is pickle
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from decoder.contracts import UserError
 from rewards.head_files import read_head, save_head
-from rewards.head_inputs import CHUNK, Ints, RowReader, Split, check_finite, read_matrix, split_targets
+from rewards.head_inputs import Ints, RowReader, Split, score_rows, split_targets
 from rewards.heads import (
     Embeddings,
     LightgbmOptions,
     Scores,
     change_options,
+    fitted,
     make_options,
     options_record,
 )
@@ -99,16 +101,12 @@ class LightgbmHead:
 
         Raises UserError for a head that was not fitted, another D, and rows that are not finite.
         """
-        booster = self._fitted()
-        embeddings = read_matrix(X, booster.num_feature())
-        scores = np.empty(len(embeddings), dtype=np.float32)
-        for first in range(0, len(embeddings), CHUNK):
-            chunk = torch.as_tensor(embeddings[first : first + CHUNK]).float()
-            check_finite(chunk, np.arange(first, first + len(chunk)))
-            scores[first : first + CHUNK] = booster.predict(
-                chunk.numpy(), raw_score=True, num_threads=self.options.threads
-            )
-        return scores
+        booster, threads = fitted(self.booster_), self.options.threads
+        return score_rows(
+            X,
+            booster.num_feature(),
+            lambda rows: booster.predict(rows.numpy(), raw_score=True, num_threads=threads),
+        )
 
     def save_pretrained(
         self,
@@ -117,12 +115,11 @@ class LightgbmHead:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the fitted head; `encoder` says what made the embeddings, `about` where labels came from."""
-        booster = self._fitted()
+        booster = fitted(self.booster_)
         gain = torch.from_numpy(booster.feature_importance("gain")).float()  # (D,), what each number is worth
-        saved = {"options": options_record(self.options), **(about or {})}
-        save_head(Path(directory), KIND, booster.num_feature(), encoder, saved, {"gain": gain})
-        text = booster.model_to_string(num_iteration=booster.best_iteration)
-        (Path(directory) / MODEL_FILE).write_text(text, encoding="utf-8")
+        learnt = (booster.num_feature(), options_record(self.options), {"gain": gain})
+        save_head(Path(directory), KIND, learnt, encoder, about)
+        (Path(directory) / MODEL_FILE).write_text(self._text(), encoding="utf-8")
 
     @classmethod
     def from_pretrained(
@@ -142,10 +139,15 @@ class LightgbmHead:
             )
         return head
 
-    def _fitted(self) -> Any:
-        if self.booster_ is None:
-            raise UserError("this head was not fitted yet: call fit, or load one with from_pretrained")
-        return self.booster_
+    @property
+    def digest(self) -> str:
+        """Return what tells these trees from others."""
+        return hashlib.sha256(self._text().encode()).hexdigest()[:16]
+
+    def _text(self) -> str:
+        """Return the trees that are kept, in LightGBM's own form."""
+        booster = fitted(self.booster_)
+        return str(booster.model_to_string(num_iteration=booster.best_iteration))
 
 
 def _lightgbm() -> Any:

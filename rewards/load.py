@@ -20,6 +20,9 @@ KINDS = {
     "elhsr": "rewards.elhsr:Elhsr",
     "embedding_head": "rewards.embedding_head:EmbeddingHead",
     "top_logprobs": "rewards.top_logprobs:TopLogprobs",
+    "head_mlp": "rewards.embedding_scorer:EmbeddingScorer",
+    "head_lightgbm": "rewards.embedding_scorer:EmbeddingScorer",
+    "head_ensemble": "rewards.embedding_scorer:EmbeddingScorer",
 }
 FORMS = ("log_probability", "probability")
 SHIPPED = Path(__file__).parent / "shipped"

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from decoder.contracts import UserError
 from rewards import artefact
 from rewards.embedding_head import EmbeddingMLP
 from rewards.fit_stacked import MlpFit, fit_stack
 from rewards.head_files import read_head, save_head
-from rewards.head_inputs import CHUNK, RowReader, check_finite, read_matrix, split_targets
+from rewards.head_inputs import RowReader, score_rows, split_targets
 from rewards.heads import (
     Embeddings,
     MlpOptions,
     Scores,
     change_options,
+    fitted,
     make_options,
     options_record,
     stack_key,
@@ -67,20 +67,14 @@ class MlpHead:
         fit_together([self], X, [y], [groups])
         return self
 
+    @torch.no_grad()
     def predict(self, X: ArrayLike) -> Scores:
         """Return scores (M,) float32 of embeddings (M, D); sigma(s1 - s2) is how likely the first wins.
 
         Raises UserError for a head that was not fitted, another D, and rows that are not finite.
         """
-        mlp = self._fitted()
-        embeddings = read_matrix(X, len(mlp.mean))
-        scores = torch.empty(len(embeddings))
-        with torch.no_grad():
-            for first in range(0, len(embeddings), CHUNK):
-                chunk = torch.as_tensor(embeddings[first : first + CHUNK]).float()
-                check_finite(chunk, np.arange(first, first + len(chunk)))
-                scores[first : first + CHUNK] = mlp(chunk)
-        return scores.numpy()
+        mlp = fitted(self.mlp_)
+        return score_rows(X, len(mlp.mean), mlp)
 
     def save_pretrained(
         self,
@@ -89,9 +83,9 @@ class MlpHead:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the fitted head; `encoder` says what made the embeddings, `about` where labels came from."""
-        mlp = self._fitted()
-        saved = {"options": options_record(self.options), **(about or {})}
-        save_head(Path(directory), KIND, len(mlp.mean), encoder, saved, mlp.state_dict())
+        mlp = fitted(self.mlp_)
+        learnt = (len(mlp.mean), options_record(self.options), mlp.state_dict())
+        save_head(Path(directory), KIND, learnt, encoder, about)
 
     @classmethod
     def from_pretrained(
@@ -111,12 +105,7 @@ class MlpHead:
     @property
     def digest(self) -> str:
         """Return what tells these weights from others."""
-        return artefact.digest(self._fitted().state_dict())
-
-    def _fitted(self) -> EmbeddingMLP:
-        if self.mlp_ is None:
-            raise UserError("this head was not fitted yet: call fit, or load one with from_pretrained")
-        return self.mlp_
+        return artefact.digest(fitted(self.mlp_).state_dict())
 
 
 def fit_together(
@@ -143,8 +132,8 @@ def fit_together(
         chosen = [heads[place] for place in stack]
         seeds = [head.options.seed for head in chosen]
         found = fit_stack(reader, [splits[place] for place in stack], seeds, chosen[0].options)
-        for head, fitted in zip(chosen, found, strict=True):
-            head.fit_, head.mlp_ = fitted, fitted.mlp
+        for head, fit in zip(chosen, found, strict=True):
+            head.fit_, head.mlp_ = fit, fit.mlp
 
 
 def _stacks(heads: Sequence[MlpHead], dimension: int) -> list[list[int]]:

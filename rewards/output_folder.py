@@ -10,7 +10,8 @@ from pathlib import Path
 
 from decoder.contracts import UserError
 
-FILES = {"config.json", "model.safetensors", "adapter", "backbone", "expert", "anti_expert"}
+MODELS = {"adapter", "backbone", "expert", "anti_expert"}  # folders of rewards with their own models
+FILES = {"config.json", "model.safetensors", *MODELS, "model.txt", "members"}  # the last two of heads
 
 
 def plan_output(folder: Path, columns: Sequence[str], *, overwrite: bool) -> dict[str, Path]:

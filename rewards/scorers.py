@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from decoder.contracts import Probe, TokenReward, UserError
 from decoder.lm import CausalLM
+from rewards.embedding_scorer import EmbeddingScorer
 from rewards.likelihood import MeanLogProbability, SelfCertainty
 from rewards.load import load_reward, shipped_names, split_form
 from rewards.path_reward import PathReward
@@ -45,13 +48,19 @@ class Scorers:
 
 
 def load_scorers(
-    scorers: ScorerLike | Sequence[ScorerLike], lm: CausalLM, *, device: str = "auto", dtype: str = "auto"
+    scorers: ScorerLike | Sequence[ScorerLike],
+    lm: CausalLM,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    ends: Tensor | None = None,
 ) -> Scorers:
     """Return scorers ready for this generator.
 
     Each is a name ("logprob", "self-certainty", "majority", "oracle", "hf:MODEL", a shipped reward), a
-    directory of a saved probe or token reward, or an object; a text may end in ":WEIGHT". Raises UserError
-    for an unknown name, one given twice, and a saved head that does not fit.
+    directory of a saved probe, head on embeddings or token reward, or an object; a text may end in
+    ":WEIGHT". ends: as in `load_probe`. Raises UserError for an unknown name, one given twice, and a saved
+    head that does not fit.
     """
     listed = scorers if isinstance(scorers, Sequence) and not isinstance(scorers, str) else [scorers]
     found, weights = name_scorers(listed)
@@ -63,7 +72,7 @@ def load_scorers(
         elif isinstance(scorer, str) and scorer.startswith("hf:"):
             texts[name] = load(scorer, device=device, dtype=dtype)
         elif name not in GROUPS:
-            probes[name] = load_probe(scorer, lm)
+            probes[name] = load_probe(scorer, lm, ends)
     return Scorers(tuple(found), weights, probes, texts)
 
 
@@ -104,11 +113,17 @@ def has_running_score(name: str) -> bool:
     return name not in GROUPS and not name.startswith("hf:")
 
 
-def load_probe(scorer: str | Path | Probe | TokenReward, lm: CausalLM) -> Probe:
-    """Return what scores samples as they are drawn; a token reward is walked along them."""
+def load_probe(scorer: str | Path | Probe | TokenReward, lm: CausalLM, ends: Tensor | None = None) -> Probe:
+    """Return what scores samples as they are drawn; a token reward is walked along them.
+
+    ends: (E,) int64, the ids that end a sample and are no part of its text, which a head on embeddings does
+    not pool; None takes the model's own end tokens.
+    """
     if isinstance(scorer, str) and scorer in PROBES:
         return PROBES[scorer]()
-    found = load_reward(scorer, lm) if isinstance(scorer, str | Path) else scorer
+    found: Probe | TokenReward = load_reward(scorer, lm) if isinstance(scorer, str | Path) else scorer
+    if isinstance(found, EmbeddingScorer) and ends is not None:
+        found = replace(found, end_ids=ends)
     return PathReward(found) if isinstance(found, TokenReward) else found
 
 

@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 from sklearn.base import clone
 
 from decoder.contracts import UserError
-from rewards.head_ensemble import RULES, HeadEnsemble, combine_members
-from rewards.heads import load_head, make_head
+from rewards.head_ensemble import HeadEnsemble, combine_members
+from rewards.heads import RULES, load_head, make_head
 from tests.head_data import Golden, golden
 
 SMALL: dict[str, Any] = {"widths": (16, 8), "epochs": 2, "lr": 0.05}
@@ -34,14 +34,14 @@ def test_the_rules_are_their_formulas() -> None:
     expected = {
         "mean": [2, -1, 0.5],
         "min": [1, -2, 0.5],
-        "uwo": [2 - 0.3 * 1, -1 - 0.3 * 1, 0.5],
-        "lcb": [2 - 0.3 * 1, -1 - 0.3 * 1, 0.5],
+        "mean-var": [2 - 0.3 * 1, -1 - 0.3 * 1, 0.5],
+        "mean-std": [2 - 0.3 * 1, -1 - 0.3 * 1, 0.5],
     }
     for rule in RULES:
         assert combine_members(scores, rule, 0.3).tolist() == pytest.approx(expected[rule])
     wide = [[0.0], [4.0]]  # variance 4, deviation 2
-    assert combine_members(wide, "uwo", 0.5).tolist() == [0]
-    assert combine_members(wide, "lcb", 0.5).tolist() == [1]
+    assert combine_members(wide, "mean-var", 0.5).tolist() == [0]
+    assert combine_members(wide, "mean-std", 0.5).tolist() == [1]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -85,7 +85,7 @@ def test_bootstrap_members_draw_other_pairs(groups: Any, found: Golden) -> None:
 
 def test_trees_make_an_ensemble_too(found: Golden) -> None:
     pytest.importorskip("lightgbm")
-    ensemble = HeadEnsemble(make_head("lgb-rank", trees=30), n_members=2, bootstrap=True, rule="lcb")
+    ensemble = HeadEnsemble(make_head("lgb-rank", trees=30), n_members=2, bootstrap=True, rule="mean-std")
     assert spearmanr(ensemble.fit(found.X, found.pairs).predict(found.X), found.reward).statistic > 0.5
 
 
@@ -101,9 +101,9 @@ def test_saved_and_loaded(found: Golden, fitted: HeadEnsemble, tmp_path: Path) -
 
 
 def test_scikit_learn_can_clone(found: Golden, fitted: HeadEnsemble) -> None:
-    again = clone(fitted).set_params(head__seed=4, rule="uwo", kappa=0.1)
+    again = clone(fitted).set_params(head__seed=4, rule="mean-var", kappa=0.1)
     assert again.get_params()["head__seed"] == 4
-    assert (again.rule, again.kappa, again.n_members) == ("uwo", 0.1, 3)
+    assert (again.rule, again.kappa, again.n_members) == ("mean-var", 0.1, 3)
     assert fitted.get_params()["head__seed"] == 0  # the clone has a head of its own
     with pytest.raises(UserError, match="was not fitted yet"):
         again.predict(found.X)
