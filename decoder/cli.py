@@ -29,7 +29,7 @@ COMMANDS = {
     "embed": ("rewards.embed", "Embed texts or samples into a store."),
     "train-head": ("rewards.train_head", "Train a reward head on stored embeddings."),
     "score": ("rewards.score", "Score texts or a store with a saved head."),
-    "sweep": ("rewards.sweep", "Train and measure a grid of reward heads."),
+    "sweep": ("rewards.sweep", "Train and measure thousands of reward heads from one store."),
     "measure": ("eval.run", "Measure generations: toxicity, sentiment, perplexity, diversity."),
     "compare": ("eval.compare", "Compare two evaluations, paired over prompts."),
     "tradeoff": ("eval.tradeoff", "Attribute against perplexity over beta: table, picture, HTML report."),

@@ -15,14 +15,16 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from decoder.contracts import Drawn, ModelIdentity, Reading, UserError
-from decoder.lm import CausalLM
 from rewards import artefact
+
+if TYPE_CHECKING:  # it loads transformers, which a worker of a sweep never needs
+    from decoder.lm import CausalLM
 
 Pooling = Literal["mean", "last"]
 
