@@ -16,6 +16,7 @@ from decoder.contracts import UserError
 from prompts.lines import decode_line, open_input, parse_line, shown
 from prompts.reading import Prompt, from_value
 from rewards.labelled_text import TEXT_NAMES, Source, parse_source
+from rewards.record_fields import find_field, numbers_in
 from rewards.tables import JSON_LINES, Table, open_table
 
 TEXTS = (*TEXT_NAMES[:-1], "response", "completion", TEXT_NAMES[-1])  # tried in turn where none is named
@@ -232,30 +233,13 @@ def _index(value: object, where: str) -> int:
 
 
 def _field_number(record: Mapping[str, Any], name: str, where: str) -> float:
-    found, value = _field(record, name)
+    found, value = find_field(record, name)
     if not found:
-        there = ", ".join(key for key, each in _flat(record) if isinstance(each, int | float)) or "none"
         raise UserError(
-            f'{where}: no label "{name}"; the fields with a number are: {there}: name one with --label-column'
+            f'{where}: no label "{name}"; the fields with a number are: {numbers_in(record)}: '
+            "name one with --label-column"
         )
     return _number(value, name, where)
-
-
-def _field(record: Mapping[str, Any], name: str) -> tuple[bool, object]:
-    """Return whether there is a field, and record["a.b"] or record["a"]["b"] for "a.b"."""
-    if name in record:
-        return True, record[name]
-    head, _, rest = name.partition(".")
-    inside = record.get(head)
-    return _field(inside, rest) if rest and isinstance(inside, Mapping) else (False, None)
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _number(value: object, name: str, where: str) -> float:

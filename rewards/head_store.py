@@ -16,10 +16,8 @@ from rewards import artefact
 from rewards.head_inputs import CHUNK, Ints
 from rewards.heads import Head, Scores
 from rewards.store import Store
-from rewards.store_manifest import Encoder, Manifest, check_same
+from rewards.store_manifest import DIGESTS, READING, Encoder, Manifest, check_same, differing_facts, facts_of
 
-DIGESTS = ("encoder weights", "encoder tokenizer")
-FACTS = (*DIGESTS, "layers", "pooling", "template", "max_tokens", "dimension")  # rounding on disk may differ
 ADVICE = "Embed the texts as its training texts were, or train a head on these"
 
 
@@ -60,23 +58,14 @@ def check_encoder(directory: Path, trained: Manifest, now: Manifest, advice: str
     Weights or a tokenizer unknown on one side cannot be compared; without the weights the encoder's name
     must agree. advice: what the message tells people to do.
     """
-    ours, theirs = _facts(trained), _facts(now)
-    known = {name for name in DIGESTS if ours[name] and theirs[name]}
-    facts = [name for name in FACTS if name not in DIGESTS or name in known]
-    if "encoder weights" not in known:
-        facts = ["encoder name", *facts]
-    differing = [name for name in facts if ours[name] != theirs[name]]
-    if differing:
+    ours, theirs = facts_of(trained), facts_of(now)
+    # The rounding on disk may differ.
+    if differing := differing_facts(ours, theirs, (*DIGESTS, *READING)):
         sides = "; ".join(f"{name} {ours[name]!r} in the head, {theirs[name]!r} here" for name in differing)
         raise UserError(
             f"head {directory} was trained on embeddings of {trained.encoder.name!r} and these of "
             f"{now.encoder.name!r} are others: {sides}. {advice}"
         )
-
-
-def _facts(manifest: Manifest) -> dict[str, Any]:
-    record = encoder_record(manifest)
-    return {**record, **{f"encoder {name}": value for name, value in record.pop("encoder").items()}}
 
 
 def check_kind(store: Store, wanted: Manifest) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from decoder.contracts import UserError
 from prompts.lines import decode_line, open_input, parse_line, shown
 from prompts.reading import Prompt, from_value
+from rewards.record_fields import find_field, numbers_in
 
 if TYPE_CHECKING:  # a mistake on line 7 is found before transformers is loaded
     from transformers import PreTrainedTokenizerBase
@@ -230,11 +231,11 @@ def _sample(value: object, where: str) -> Sample:
 
 
 def _label(record: Mapping[str, Any], name: str, where: str) -> float:
-    value = _field(record, name)
+    _, value = find_field(record, name)
     if value is None:
-        there = ", ".join(key for key, each in _flat(record) if isinstance(each, int | float)) or "none"
         raise UserError(
-            f'{where}: no label "{name}"; the fields with a number are: {there}: name one with --label'
+            f'{where}: no label "{name}"; the fields with a number are: {numbers_in(record)}: '
+            "name one with --label"
         )
     if not isinstance(value, int | float):
         raise UserError(
@@ -245,20 +246,3 @@ def _label(record: Mapping[str, Any], name: str, where: str) -> float:
             f'{where}: label "{name}" is {shown(value)}, no usable number: take the generation out'
         )
     return float(value)
-
-
-def _field(record: Mapping[str, Any], name: str) -> object:
-    """Return record[a][b] for "a.b", or record["a.b"]: names of rewards may have dots."""
-    if name in record:
-        return record[name]
-    head, _, rest = name.partition(".")
-    inside = record.get(head)
-    return _field(inside, rest) if rest and isinstance(inside, Mapping) else None
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,8 +23,8 @@ FORMAT_VERSION = 1
 FIXED_COLUMNS = ("prompt_id", "sample_index", "text")  # names that no label may have
 Pooling = Literal["last", "mean"]
 DType = Literal["float16", "bfloat16", "float32"]
-_DIGESTS = ("encoder weights", "encoder tokenizer")
-_HARD = ("layers", "pooling", "template", "max_tokens", "dimension", "dtype")
+DIGESTS = ("encoder weights", "encoder tokenizer")
+READING = ("layers", "pooling", "template", "max_tokens", "dimension")
 _SOFT = ("encoder name", "encoder revision", "encoder weights")
 
 
@@ -129,13 +129,8 @@ def check_same(folder: Path, found: Manifest, wanted: Manifest) -> None:
     (UserError). Weights or a tokenizer unknown on one side cannot be compared; without the weights, the
     encoder's name must agree. Only another name or revision costs one warning. Labels are not compared.
     """
-    ours, asked = _facts(found), _facts(wanted)
-    unknown = {name for name in _DIGESTS if not (ours[name] and asked[name])}
-    hard = [name for name in (*_DIGESTS, *_HARD) if name not in unknown]
-    if "encoder weights" in unknown:
-        hard = ["encoder name", *hard]
-    differing = [name for name in hard if ours[name] != asked[name]]
-    if differing:
+    ours, asked = facts_of(found), facts_of(wanted)
+    if differing := differing_facts(ours, asked, (*DIGESTS, *READING, "dtype")):
         sides = "; ".join(f"{k} {ours[k]!r} in the store, {asked[k]!r} asked for" for k in differing)
         raise UserError(
             f"store {folder} holds embeddings of {found.encoder.name!r} that do not fit what was asked for, "
@@ -147,9 +142,22 @@ def check_same(folder: Path, found: Manifest, wanted: Manifest) -> None:
         warnings.warn(f"store {folder}: {sides}; all else agrees, so it is used as it is", stacklevel=2)
 
 
-def _facts(manifest: Manifest) -> dict[str, Any]:
+def facts_of(manifest: Manifest) -> dict[str, Any]:
+    """Return all that a manifest says, by the names that messages give it."""
     facts = {f.name: getattr(manifest, f.name) for f in fields(manifest) if f.name != "encoder"}
     return facts | {f"encoder {name}": value for name, value in asdict(manifest.encoder).items()}
+
+
+def differing_facts(ours: Mapping[str, Any], theirs: Mapping[str, Any], compared: Sequence[str]) -> list[str]:
+    """Return which of the facts compared differ.
+
+    Digests unknown on one side cannot be compared; without the weights, the encoder's name must agree.
+    """
+    unknown = {name for name in DIGESTS if not (ours[name] and theirs[name])}
+    facts = [name for name in compared if name not in unknown]
+    if "encoder weights" in unknown:
+        facts = ["encoder name", *facts]
+    return [name for name in facts if ours[name] != theirs[name]]
 
 
 def _from_json(found: Mapping[str, Any], path: Path) -> Manifest:
