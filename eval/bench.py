@@ -7,6 +7,7 @@ targets hold.
     python -m eval.bench judges reviews.tsv --attribute sentiment --judge minilm --judge vader
     python -m eval.bench best-of-n candidates.jsonl --scorer probes/arithmetic --scorer logprob --output DIR
     python -m eval.bench scoring
+    python -m eval.bench heads --flip-rate 0.1
 """
 
 from __future__ import annotations
@@ -204,8 +205,36 @@ def scoring(
     emit("scoring", *bench_scoring(decoder, probe, batch_size, max_new_tokens, rounds))
 
 
+def heads(
+    store: Annotated[Path | None, typer.Option(help="Train on these embeddings, not synthetic ones.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Store to test on, with --store.")] = None,
+    golden: Annotated[str, typer.Option(help="Their label that is the golden reward.")] = "golden",
+    dimension: Annotated[int, typer.Option(help="Of synthetic embeddings.", min=2)] = 2048,
+    head: Annotated[str, typer.Option(help="bt-linear, bt-mlp or clf-mlp.")] = "bt-mlp",
+    pairs: Annotated[int, typer.Option(help="To train on, within prompts.", min=8)] = 10_000,
+    flip_rate: Annotated[float, typer.Option(help="Share of wrong labels, below 0.5.", min=0)] = 0.1,
+    n: Annotated[int, typer.Option("--heads", help="Fitted a round, alike but for the seed.", min=1)] = 8,
+    rounds: Annotated[int, typer.Option(help="Times each loop runs, in turn.", min=1)] = 3,
+    precision: Annotated[str, typer.Option(help="Of our products: float32 or bfloat16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of embeddings, pairs and labels.", min=0)] = 0,
+) -> None:
+    """Reward heads an hour, and their Spearman correlation, beside the papers' training loop."""
+    from eval.bench_heads import HeadPlan, bench_heads
+    from eval.report import emit
+
+    plan = HeadPlan(head, pairs, flip_rate, n, rounds, precision, seed)
+    emit("heads", *bench_heads(store, test, golden, dimension, plan))
+
+
 app = make_group(
-    {"decode": decode, "steer": steer, "judges": judges, "best-of-n": best_of_n, "scoring": scoring},
+    {
+        "decode": decode,
+        "steer": steer,
+        "judges": judges,
+        "best-of-n": best_of_n,
+        "scoring": scoring,
+        "heads": heads,
+    },
     lists={"decode": ("--methods", "--k")},
 )
 
