@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from decoder.contracts import UserError
@@ -71,3 +72,16 @@ class AppendFile:
     def close(self) -> None:
         """Close the file and give up its lock; closing twice is fine."""
         self._file.close()
+
+
+@contextmanager
+def write_failures(place: Path | str, advice: str) -> Iterator[None]:
+    """Turn a failed write into one line for the user: where, why, and what is kept or to be done."""
+    try:
+        yield
+    except BrokenPipeError:  # who reads no further wants no message
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or place}: {error.strerror or error}; {advice}"
+        ) from error

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
 from decoder import run_record
-from decoder.append_file import AppendFile
+from decoder.append_file import AppendFile, write_failures
 from decoder.contracts import UserError
 from decoder.pending import PendingSamples, to_json
 from prompts.reading import Prompt
@@ -73,7 +73,7 @@ class RunStore:
         """
         if path.name == run_record.FILE_NAME:
             raise UserError(f"{path} is the name of the run record; {_ELSEWHERE}")
-        with _failures(path, _ELSEWHERE):
+        with write_failures(path, _ELSEWHERE):
             store = cls(path, PendingSamples(prompts, num_samples))
             try:
                 store._start({**fingerprint, "num_samples": num_samples}, about, resume)
@@ -95,7 +95,7 @@ class RunStore:
         """Save a sample: on return it survives a kill. A failed write is a `UserError`."""
         self._pending.require_missing(prompt_index, sample_index)
         raw = to_json(record)
-        with _failures(self._path, _KEPT):
+        with write_failures(self._path, _KEPT):
             self._journal.append(self._entry(prompt_index, sample_index, raw))
             self._pending.put(prompt_index, sample_index, raw)
             self._write_lines()
@@ -103,7 +103,7 @@ class RunStore:
     def finish(self) -> None:
         """Wait until the file is on the disk; raise `ValueError` if a sample is still missing."""
         self._pending.require_all()
-        with _failures(self._path, _KEPT):
+        with write_failures(self._path, _KEPT):
             self._main.sync()
 
     def close(self) -> None:
@@ -250,25 +250,12 @@ class StdoutStore:
 
 def print_line(stream: TextIO, line: bytes) -> None:
     """Write a line of JSON to a stream. A failed write is a `UserError`, but a closed pipe passes through."""
-    with _failures("standard output", "use --output FILE, which keeps finished samples"):
+    with write_failures("standard output", "use --output FILE, which keeps finished samples"):
         try:
             stream.write(line.decode())
         except UnicodeEncodeError:  # not a UTF-8 stream: the same JSON in ASCII
             stream.write(json.dumps(json.loads(line)) + "\n")
         stream.flush()
-
-
-@contextmanager
-def _failures(place: Path | str, advice: str) -> Iterator[None]:
-    """Turn a failed write into one line for the user."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or place}: {error.strerror or error}; {advice}"
-        ) from error
 
 
 def _taken(lines: Iterable[bytes], take: Callable[[bytes], int]) -> int:

@@ -25,7 +25,7 @@ from eval.head_measures import head_measures
 from eval.report import Target
 from eval.stats import bootstrap, paired_difference
 from eval.synthetic_embeddings import make_synthetic
-from rewards.annotation import calibrate, reward_scale
+from rewards.annotation import beta_of, reward_scale
 from rewards.heads import HEADS, make_head
 from rewards.mlp_head import MlpHead, fit_together
 from rewards.pairs import label, make_pairs
@@ -117,7 +117,7 @@ def _prepare(train: Store, test: Store, golden: str, plan: HeadPlan) -> Bench:
     rng = np.random.default_rng(plan.seed)
     pairs = make_pairs("within", rewards, prompts, plan.n_pairs, rng)
     scale = reward_scale(rewards)
-    beta = np.inf if plan.flip_rate == 0 else calibrate(pairs.differences(rewards), plan.flip_rate, scale)
+    beta = beta_of(pairs.differences(rewards), plan.flip_rate, scale)
     labelled = label(pairs, rewards, beta, scale, rng)
     chosen = torch.from_numpy(np.stack([labelled.winner, labelled.loser], axis=1))
     every = train.embeddings(np.arange(len(train)))

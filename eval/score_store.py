@@ -10,13 +10,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from decoder import run_record
-from decoder.append_file import AppendFile
+from decoder.append_file import AppendFile, write_failures
 from decoder.contracts import UserError
 from decoder.pending import to_json
 from eval.generations import PromptSamples
@@ -24,6 +24,7 @@ from eval.metric import Metric, Record
 
 Scores = list[list[Record]]  # for each prompt, its records
 _Places = list[list[dict[str, Any]]]  # for each prompt, what stands before the columns of its records
+_KEPT = "finished scores are kept; make room or choose another --output, then run the same command again"
 _PLACE = ("prompt_id", "sample")  # of a line, before its columns
 
 
@@ -61,22 +62,22 @@ def score_metric(
     """
     fingerprint = {**metric.about, "metric": metric.name, "generations": generations_digest}
     ends = _chunk_ends(prompts, chunk_samples)
-    with _failures(path):
+    with write_failures(path, _KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = AppendFile(path)
     with closing(file):
-        with _failures(path):
+        with write_failures(path, _KEPT):
             file.lock()
             scores = _started(file, path, _places(metric, prompts), fingerprint, ends, resume)
         advance(_samples(prompts[: len(scores)]))
         for start, end in pairwise(ends[ends.index(len(scores)) :]):
             chunk = prompts[start:end]
             scored = _checked(metric, chunk, metric.score(chunk), scores)
-            with _failures(path):
+            with write_failures(path, _KEPT):
                 file.append(b"".join(_lines(_places(metric, chunk), scored)))
             scores += scored
             advance(_samples(chunk))
-        with _failures(path):
+        with write_failures(path, _KEPT):
             file.sync()
     return scores
 
@@ -238,15 +239,3 @@ def _chunk_ends(prompts: Sequence[PromptSamples], chunk_samples: int) -> list[in
 
 def _samples(prompts: Sequence[PromptSamples]) -> int:
     return sum(len(prompt.texts) for prompt in prompts)
-
-
-@contextmanager
-def _failures(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or path}: {error.strerror or error}; finished scores are kept; "
-            "make room or choose another --output, then run the same command again"
-        ) from error

@@ -119,6 +119,12 @@ def calibrate(differences: ArrayLike, flip_rate: float, scale: float) -> float:
     return _solve(apart / largest, wanted) / largest * scale
 
 
+def beta_of(differences: ArrayLike, flip_rate: float, scale: float) -> float:
+    """Return the beta of a flip rate in [0, 0.5]: inf at 0, 0 at 0.5, else as `calibrate`."""
+    ends = {0.0: np.inf, 0.5: 0.0}
+    return ends[flip_rate] if flip_rate in ends else calibrate(differences, flip_rate, scale)
+
+
 def _solve(gaps: Floats, wanted: float) -> float:
     """Return the x at which the mean of sigma(-x * gaps) is `wanted`."""
     x = 0.0

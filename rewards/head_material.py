@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.contracts import UserError
-from rewards.annotation import calibrate, expected_flip_rate, reward_scale
+from rewards.annotation import beta_of, expected_flip_rate, reward_scale
 from rewards.head_options import GOLDEN, TEST_SHARE, PairOptions
 from rewards.head_store import check_kind
 from rewards.pair_draws import Ints
@@ -138,7 +138,7 @@ def _draw(
     differences = pairs.differences(rewards)
     beta = math.inf if options.beta is None else options.beta
     if options.flip_rate:
-        beta = calibrate(differences, options.flip_rate, scale)
+        beta = beta_of(differences, options.flip_rate, scale)
     labelled = label(pairs, rewards, beta, scale, np.random.default_rng((seed, 12)))
     about = {
         "pairing": options.pairing,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder import run_record
-from decoder.append_file import AppendFile
+from decoder.append_file import AppendFile, write_failures
 from decoder.contracts import UserError
 from decoder.pending import to_json
 from decoder.records import about
 from decoder.terminal import progress
 
+_KEPT = "finished scores are kept; make room or choose another --output, then run the same command again"
 Key = tuple[str, int]  # prompt id and sample index
 Scorer = Callable[[int, int], NDArray[np.floating[Any]]]  # first, end -> scores of the items between
 
@@ -49,10 +50,10 @@ def write_scores(path: Path, job: ScoreJob, *, resume: bool = True) -> NDArray[n
     """
     if path.name == run_record.FILE_NAME:
         raise UserError(f"{path} is the name of the run record; choose another --output")
-    with _failures(path):
+    with write_failures(path, _KEPT):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = AppendFile(path)
-    with closing(file), _failures(path):
+    with closing(file), write_failures(path, _KEPT):
         file.lock()
         found = _restored(file, path, job, resume)
         with progress("scoring", len(job.keys), len(found)) as advance:
@@ -120,15 +121,3 @@ def _other_items(path: Path, why: str) -> UserError:
 def _lines(keys: Sequence[Key], scores: Sequence[float]) -> Iterator[bytes]:
     for (prompt_id, sample), score in zip(keys, scores, strict=True):
         yield to_json({"prompt_id": prompt_id, "sample_index": sample, "score": score}) + b"\n"
-
-
-@contextmanager
-def _failures(path: Path) -> Iterator[None]:
-    """Turn a failed write into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or path}: {error.strerror or error}; finished scores are kept; "
-            "make room or choose another --output, then run the same command again"
-        ) from error

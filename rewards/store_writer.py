@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from decoder.append_file import AppendFile
+from decoder.append_file import AppendFile, write_failures
 from decoder.contracts import UserError
 from rewards.durable import TEMPORARY
 from rewards.store_manifest import FILE_NAME, Manifest, check_same, read_manifest, write_manifest
@@ -34,6 +33,7 @@ from rewards.store_shards import (
     write_shard,
 )
 
+_KEPT = "committed rows are kept: make room or give another folder, then run it again"
 SHARD_BYTES = 64 << 20
 MOST_SHARD_ROWS = 100_000  # their texts wait in memory
 _OURS = re.compile(rf"(\d{{5,}})({re.escape(EMBEDDINGS)}|{re.escape(COLUMNS)})({re.escape(TEMPORARY)})?")
@@ -156,7 +156,7 @@ class Writer:
     def _write(self, rows: Rows) -> None:
         """Commit a shard. A failure closes the writer: rows would be missing in the middle."""
         try:
-            with _failures(self._folder):
+            with write_failures(self._folder, _KEPT):
                 shard = write_shard(self._folder, name_of(self._n_shards), rows)
                 self._log.append(shard.line())
                 self._log.sync()
@@ -183,7 +183,7 @@ def open_writer(
     folder = Path(folder)
     arrow()
     _require_store_or_nothing(folder)
-    with _failures(folder):
+    with write_failures(folder, _KEPT):
         folder.mkdir(parents=True, exist_ok=True)
         log = AppendFile(folder / LOG)
     try:
@@ -231,7 +231,7 @@ def _require_store_or_nothing(folder: Path) -> None:
 def _settle(folder: Path, manifest: Manifest, log: AppendFile) -> None:
     """Make the manifest or compare it, and remove what a crash left."""
     if not (folder / FILE_NAME).exists():
-        with _failures(folder):
+        with write_failures(folder, _KEPT):
             write_manifest(folder, manifest)
     found = read_manifest(folder)
     check_same(folder, found, manifest)
@@ -242,7 +242,7 @@ def _settle(folder: Path, manifest: Manifest, log: AppendFile) -> None:
         )
     shards, size = read_log(folder)
     check_files(folder, shards)
-    with _failures(folder):
+    with write_failures(folder, _KEPT):
         _remove_leftovers(folder, len(shards))
         log.truncate(size)
 
@@ -265,15 +265,3 @@ def _is_leftover(name: str, n_shards: int) -> bool:
     if name == FILE_NAME + TEMPORARY:
         return True
     return found is not None and (found[3] is not None or int(found[1]) >= n_shards)
-
-
-@contextmanager
-def _failures(folder: Path) -> Iterator[None]:
-    """Turn a failed write into one line for the user."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or folder}: {error.strerror or error}; committed rows are kept: "
-            "make room or give another folder, then run it again"
-        ) from error

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.contracts import UserError
-from rewards.annotation import calibrate, measured_flip_rate, reward_scale
+from rewards.annotation import beta_of, measured_flip_rate, reward_scale
 from rewards.heads import Head, make_head
 from rewards.pairs import Pairs, label, make_pairs, split_prompts
 from rewards.store import Store
@@ -190,7 +190,7 @@ def _targets(bench: Bench, cell: Cell) -> _Targets:
     parts, pairs = bench.parts(cell.golden, cell.split), bench.pairs(cell)
     differences = pairs.differences(parts.train_rewards)
     scale = reward_scale(parts.train_rewards, bench.grid.scale)
-    beta = cell.noise if bench.grid.noise_kind == "beta" else _beta(differences, cell.noise, scale)
+    beta = cell.noise if bench.grid.noise_kind == "beta" else beta_of(differences, cell.noise, scale)
     labelled = label(pairs, parts.train_rewards, beta, scale, _rng(cell, LABELS))
     return _Targets(
         pairs=np.stack([parts.train[labelled.winner], parts.train[labelled.loser]], axis=1),
@@ -199,12 +199,6 @@ def _targets(bench: Bench, cell: Cell) -> _Targets:
         beta=beta,
         flip_rate=measured_flip_rate(differences, labelled.winner == pairs.first),
     )
-
-
-def _beta(differences: Floats, flip_rate: float, scale: float) -> float:
-    """Return the beta that flips this share of the labels of these very pairs."""
-    ends = {0.0: np.inf, 0.5: 0.0}
-    return ends[flip_rate] if flip_rate in ends else calibrate(differences, flip_rate, scale)
 
 
 def _rng(cell: Cell, stream: int) -> np.random.Generator:

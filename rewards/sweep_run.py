@@ -32,8 +32,8 @@ def run_sweep(
 ) -> int:
     """Run every cell that the folder has no result of, write its tables, and return how many cells failed.
 
-    workers: processes; 0 runs all in this one. ray: a
-    cluster's address instead. retry_failed: run cells that failed before once more, each by itself.
+    workers: processes; 0 runs all in this one. ray: a cluster's address instead. retry_failed: run cells
+    that failed before once more, each by itself.
     Raises UserError before anything is run for a grid that does not fit the store, a missing package and
     what `SweepResults.open` refuses.
     """
