@@ -27,6 +27,7 @@ COMMANDS = {
     "train-expert": ("rewards.train_expert", "Train an expert and an anti-expert (DExperts)."),
     "train-elhsr": ("rewards.train_elhsr", "Train a Best-of-N probe from labelled samples."),
     "embed": ("rewards.embed", "Embed texts or samples into a store."),
+    "relabel": ("rewards.relabel", "Give rows of a store more labels."),
     "train-head": ("rewards.train_head", "Train a reward head on stored embeddings."),
     "score": ("rewards.score", "Score texts or a store with a saved head."),
     "sweep": ("rewards.sweep", "Train and measure thousands of reward heads from one store."),

@@ -108,6 +108,28 @@ def read_rows(
     return rows
 
 
+def read_labels(argument: str, columns: Columns) -> Iterator[tuple[tuple[str, int], tuple[float, ...], str]]:
+    """Yield (prompt id and sample index, labels, where it stands) of a file, which needs no texts.
+
+    The forms are those of `read_rows`; a table without a column of texts names its rows by prompt id and
+    sample index. Raises UserError naming file and line.
+    """
+    source = parse_source(argument, Source("", columns.text))
+    if argument == "-" or _holds_generations(source.path):
+        for row in _generation_rows(source.path, columns, ""):
+            yield row.key, row.labels, row.source
+        return
+    names = (columns.prompt_id or "prompt_id", columns.sample_index or "sample_index", *columns.label_fields)
+    table = open_table(source.path, split=source.split, subset=source.subset)
+    for name in names:
+        if name not in table.columns:
+            seen = ", ".join(table.columns[:20])
+            raise UserError(f"{source.path} has no column {name!r}: it has {seen}; name another")
+    for where, (prompt_id, index, *cells) in table.rows(names):
+        labels = (_number(cell, name, where) for cell, name in zip(cells, columns.label_fields, strict=True))
+        yield (_written(prompt_id), _index(index, where)), tuple(labels), where
+
+
 def _file_rows(argument: str, columns: Columns, id_prefix: str) -> Iterator[TextRow]:
     source = parse_source(argument, Source("", columns.text))
     if source.labels or source.positive:

@@ -58,6 +58,11 @@ class Store:
         return int(self._starts[-1])
 
     @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Return the shards, in the order of their rows."""
+        return self._shards
+
+    @property
     def digest(self) -> str:
         """Return a digest of every byte of these rows, for fingerprints; from the log, without reading them.
 

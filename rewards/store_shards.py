@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
@@ -121,19 +123,39 @@ def map_embeddings(folder: Path, shard: Shard, manifest: Manifest) -> Tensor:
     return embeddings
 
 
-def read_columns(folder: Path, shard: Shard, names: Sequence[str]) -> Any:
-    """Return the Arrow table of those columns; the checksums of what is read are verified."""
+def read_columns(folder: Path, shard: Shard, names: Sequence[str] | None) -> Any:
+    """Return the Arrow table of those columns, None for all; the checksums of what is read are verified."""
     pyarrow = arrow()
     path = folder / (shard.name + COLUMNS)
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             # Not in threads: many workers of a sweep do this at once.
-            table = file.read(columns=list(names), use_threads=False)
+            table = file.read(columns=None if names is None else list(names), use_threads=False)
     except (OSError, pyarrow.ArrowException) as error:
         raise _damaged(folder, shard, f"{path} cannot be read ({str(error).splitlines()[0]})") from None
     if table.num_rows != shard.rows:
         raise _damaged(folder, shard, f"{path} has {table.num_rows} rows where {shard.rows} are expected")
     return table
+
+
+def rewrite_columns(
+    folder: Path, shard: Shard, labels: Mapping[str, NDArray[np.float64]], target: Path
+) -> Shard:
+    """Return the shard with these labels (n,) too, its columns written into the target folder and synced.
+
+    A label of a name that is there takes its place. Copies no embedding. May raise OSError.
+    """
+    pyarrow = arrow()
+    table = read_columns(folder, shard, None)
+    for name, values in labels.items():
+        if name in table.column_names:
+            table = table.drop_columns([name])
+        table = table.append_column(name, pyarrow.array(values))
+    columns = _parquet(table)
+    path = target / (shard.name + COLUMNS)
+    write_temporary(path, columns).replace(path)
+    sync_folder(target)
+    return replace(shard, columns_bytes=len(columns), columns_sha256=_sha256(columns))
 
 
 def _parquet(table: Any) -> bytes:
