@@ -28,6 +28,7 @@ COMMANDS = {
     "train-elhsr": ("rewards.train_elhsr", "Train a Best-of-N probe from labelled samples."),
     "embed": ("rewards.embed", "Embed texts or samples into a store."),
     "relabel": ("rewards.relabel", "Give rows of a store more labels."),
+    "preference-data": ("rewards.preference_data", "Public preference data as responses and pairs."),
     "train-head": ("rewards.train_head", "Train a reward head on stored embeddings."),
     "score": ("rewards.score", "Score texts or a store with a saved head."),
     "sweep": ("rewards.sweep", "Train and measure thousands of reward heads from one store."),
@@ -142,7 +143,7 @@ def main() -> None:
     if name in COMMANDS:
         sys.argv[:2] = [f"tiller {name}"]
         run(importlib.import_module(COMMANDS[sys.argv[0].split()[1]][0]).app)
-    listing = "\n".join(f"  {name:<12} {about}" for name, (_, about) in COMMANDS.items())
+    listing = "\n".join(f"  {name:<15} {about}" for name, (_, about) in COMMANDS.items())
     usage = f"usage: tiller COMMAND [OPTIONS]\n\n{listing}\n\ntiller COMMAND --help tells the options."
     if name in ("-h", "--help"):
         print(usage)

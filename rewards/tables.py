@@ -1,12 +1,14 @@
-"""Rows of a table, whatever it is stored in: CSV, TSV, JSON lines, Parquet, or a Hugging Face data set."""
+"""Rows of a table: CSV, TSV or JSON lines, gzipped or not, Parquet, or a Hugging Face data set."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from decoder.contracts import UserError
 Row = tuple[str, tuple[object, ...]]  # where it stands, for messages to people; its cells
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
+GZIP = ".gz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +36,22 @@ def open_table(
     """Return the table in a file or folder, or of a hub id (owner/name), whose split and subset count.
 
     header: whether a CSV or TSV file has one; None looks at its first line. Without one the columns
-    are "0", "1", ... Raises UserError, also while rows are
-    read: missing, empty or unreadable file, invalid UTF-8, broken JSON, ragged row, missing package.
+    are "0", "1", ... Of a gzipped file (.jsonl.gz) the suffix before .gz counts. Raises UserError, also while
+    rows are read: missing, empty or unreadable file, broken gzip, invalid UTF-8, broken JSON, ragged row,
+    missing package.
     """
-    place, suffix = Path(path), Path(path).suffix.lower()
+    place, suffix = Path(path), _suffix(Path(path))
     known = suffix in DELIMITERS or suffix in JSON_LINES or suffix == ".parquet"
     if place.is_dir() or (not place.exists() and not known and re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
         return _dataset(path, split, subset)
     if not place.exists():
         raise UserError(f"data {path!r} does not exist: check the path (a data set on the hub is owner/name)")
     if not known:
-        names = ", ".join([*DELIMITERS, *JSON_LINES, ".parquet"])
-        raise UserError(f"data {path!r} ends in {suffix or 'nothing'!r}: it must be one of {names}")
+        names = ", ".join([*DELIMITERS, *JSON_LINES])
+        raise UserError(
+            f"data {path!r} ends in {suffix or 'nothing'!r}: it must be one of {names} (or these with "
+            ".gz), .parquet"
+        )
     if suffix == ".parquet":
         return _parquet(path)
     text = _read_text(place)
@@ -53,11 +60,27 @@ def open_table(
     return _delimited(path, text, DELIMITERS[suffix], header)
 
 
-def _read_text(path: Path) -> str:
+def _suffix(path: Path) -> str:
+    """Return what tells the format: of a gzipped text file, the suffix before .gz."""
+    suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    return inner if suffix == GZIP and (inner in DELIMITERS or inner in JSON_LINES) else suffix
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from None
+    if path.suffix.lower() != GZIP:
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is a broken gzip file ({_brief(error)}): fetch or pack it again") from None
+
+
+def _read_text(path: Path) -> str:
+    raw = _read_bytes(path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
