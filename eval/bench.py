@@ -8,6 +8,7 @@ targets hold.
     python -m eval.bench best-of-n candidates.jsonl --scorer probes/arithmetic --scorer logprob --output DIR
     python -m eval.bench scoring
     python -m eval.bench heads --flip-rate 0.1
+    python -m eval.bench store --folder DIR
 """
 
 from __future__ import annotations
@@ -226,6 +227,28 @@ def heads(
     emit("heads", *bench_heads(store, test, golden, dimension, plan))
 
 
+def store(
+    rows: Annotated[int, typer.Option(help="Of the synthetic store.", min=20)] = 1_000_000,
+    dimension: Annotated[int, typer.Option(help="Of their embeddings, in float16.", min=2)] = 2048,
+    samples: Annotated[int, typer.Option(help="Rows of a prompt.", min=2)] = 10,
+    pairs: Annotated[int, typer.Option(help="To train the head on.", min=10)] = 100_000,
+    head: Annotated[str, typer.Option(help="As in rewards.train_head.")] = "bt-mlp",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the store is kept and found again; else a temporary one.")
+    ] = None,
+    crashes: Annotated[int, typer.Option(help="Kills of a process that appends.", min=1)] = 10,
+    rounds: Annotated[int, typer.Option(help="Openings.", min=1)] = 5,
+    seed: Annotated[int, typer.Option(help="Of embeddings, pairs, fit and kills.", min=0)] = 0,
+) -> None:
+    """An embedding store at size: seconds to open, memory to train a head, committed rows lost to crashes."""
+    from eval.bench_store import StorePlan, bench_store, shown
+    from eval.report import emit
+
+    plan = StorePlan(rows, dimension, samples, pairs, head, crashes, rounds, seed)
+    found, checks, settings = bench_store(folder, plan)
+    emit("store", found, checks, settings, shown(found))
+
+
 app = make_group(
     {
         "decode": decode,
@@ -234,6 +257,7 @@ app = make_group(
         "best-of-n": best_of_n,
         "scoring": scoring,
         "heads": heads,
+        "store": store,
     },
     lists={"decode": ("--methods", "--k")},
 )
