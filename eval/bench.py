@@ -9,6 +9,7 @@ targets hold.
     python -m eval.bench scoring
     python -m eval.bench heads --flip-rate 0.1
     python -m eval.bench store --folder DIR
+    python -m eval.bench ensembles STORE --flip-rate 0 0.25
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from decoder.cli import make_group, run
+from eval.bench_ensembles_command import LISTS, ensembles
 
 if TYPE_CHECKING:  # loaded when it runs
     from eval.bench_methods import Plan, Sources
@@ -258,8 +260,9 @@ app = make_group(
         "scoring": scoring,
         "heads": heads,
         "store": store,
+        "ensembles": ensembles,
     },
-    lists={"decode": ("--methods", "--k")},
+    lists={"decode": ("--methods", "--k"), "ensembles": LISTS},
 )
 
 if __name__ == "__main__":

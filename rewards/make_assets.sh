@@ -53,6 +53,6 @@ head -n 200 "$work/split/prompts-report.jsonl" >> "$work/web-prompts.jsonl"
 assets web nontoxic "--label-column sentiment --label-column nontoxic" sentiment sentiment toxicity nontoxic
 
 # The shorter openings: a base of 135 M parameters loses the thread of longer ones.
-awk 'length($0) < 700 && n++ < 1200' "$work/people/prompts.jsonl" > "$work/dialogue-prompts.jsonl"
+awk 'length($0) < 500 && n++ < 1200' "$work/people/prompts.jsonl" > "$work/dialogue-prompts.jsonl"
 assets dialogue harmless "--label-column nontoxic --label-column harmless" \
     toxicity nontoxic "$work/harmless" harmless

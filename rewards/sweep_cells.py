@@ -60,7 +60,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Targets:
+class Targets:
     """What a head is fitted on. pairs: (n, 2) rows, winners first. owners: (n,), their prompts, or None."""
 
     pairs: Ints
@@ -127,7 +127,7 @@ def run_group(bench: Bench, cells: Sequence[Cell]) -> list[Result]:
 
 def _together(bench: Bench, cells: Sequence[Cell]) -> list[Result]:
     began = time.process_time()
-    targets = [_targets(bench, cell) for cell in cells]
+    targets = [targets_of(bench, cell) for cell in cells]
     heads = [make_head(c.head, **bench.grid.options.get(c.head, {}), seed=c.seed) for c in cells]
     seconds = _fit(bench.store, heads, targets)
     measured = _measured(bench, cells, heads)
@@ -138,7 +138,7 @@ def _together(bench: Bench, cells: Sequence[Cell]) -> list[Result]:
     ]
 
 
-def _fit(store: Store, heads: Sequence[Head], targets: Sequence[_Targets]) -> list[float]:
+def _fit(store: Store, heads: Sequence[Head], targets: Sequence[Targets]) -> list[float]:
     """Fit the heads; return the seconds of each, in a stack by the steps it made."""
     from rewards.mlp_head import MlpHead, fit_together  # slow, and who only hands out cells needs none of it
 
@@ -185,14 +185,14 @@ def _mean(units: NDArray[Any]) -> float | None:
     return float(scored.mean()) if len(scored) else None
 
 
-def _targets(bench: Bench, cell: Cell) -> _Targets:
+def targets_of(bench: Bench, cell: Cell) -> Targets:
     """Return the cell's pairs, labelled, as rows of the store."""
     parts, pairs = bench.parts(cell.golden, cell.split), bench.pairs(cell)
     differences = pairs.differences(parts.train_rewards)
     scale = reward_scale(parts.train_rewards, bench.grid.scale)
     beta = cell.noise if bench.grid.noise_kind == "beta" else beta_of(differences, cell.noise, scale)
     labelled = label(pairs, parts.train_rewards, beta, scale, _rng(cell, LABELS))
-    return _Targets(
+    return Targets(
         pairs=np.stack([parts.train[labelled.winner], parts.train[labelled.loser]], axis=1),
         # Pairs of two prompts have no one prompt to be held out with.
         owners=None if cell.pairing in ("cross", "random") else parts.train_prompts[pairs.first],
