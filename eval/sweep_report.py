@@ -34,6 +34,10 @@ INTERVALS = (
 )
 
 
+CONTRASTS = (
+    "Differences are paired over rounds. The deviation over seeds is of one setting (split, pairing, pairs, "
+    "noise, golden reward), pooled over settings, which are its units."
+)
 Folder = Annotated[Path, typer.Argument(help="Output folder of a finished rewards.sweep.")]
 
 
@@ -57,6 +61,7 @@ def write_report(folder: Path, sweep: Sweep) -> Path:
 
 def page(sweep: Sweep) -> str:
     """Return the report as Markdown."""
+    from eval.sweep_contrasts import all_contrasts
     from eval.sweep_summary import axis_rows, best_rows, errors, readable
 
     n_failed, hours = int(sweep.failed.sum()), sweep.columns["seconds"].sum() / 3600
@@ -72,6 +77,9 @@ def page(sweep: Sweep) -> str:
         "## What choosing among n samples gains",
         "Golden reward of the expected best of n less the prompt's mean.",
         table(readable(gain_rows(sweep))),
+        "## Two at a time",
+        CONTRASTS,
+        *[f"### {title}\n\n{table(readable(rows))}" for title, rows in all_contrasts(sweep) if rows],
         *[f"## {caption}\n\n![{caption}]({name})" for name, caption in PICTURES.values()],
     ]
     if n_failed:

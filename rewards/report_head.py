@@ -22,7 +22,7 @@ def report(folder: Path, store: Path, encoder: str, about: Mapping[str, Any]) ->
         console.print(_table(about["metrics"], training["test"]))
     else:
         console.print("No held-out row has a golden reward or a preference: nothing was measured.")
-    console.print(f"Score with it, or choose among samples of {encoder}:", highlight=False)
+    console.print(f"Score with it, or choose among samples of {encoder}, if it generates:", highlight=False)
     for command in (
         f"rewards.score {store} --head {folder} --output scores.jsonl",
         f"decoder.best_of_n --model {encoder} --scorer {folder}",

@@ -150,7 +150,7 @@ def test_the_report_is_written(folder: Path) -> None:
     assert "| lgb-clf | golden | cross | 200 | inf | 6 | 0 |" in text
     assert "| 1 | it / broke |" in text, "a bar would be another column"
     widths = [line.count("|") for line in text.splitlines() if line.startswith("| lgb-clf")]
-    assert len(widths) == 3 + 1
+    assert len(widths) == 3 + 1 + 2
 
 
 def test_equal_sweeps_give_equal_pictures(folder: Path, tmp_path: Path) -> None:
