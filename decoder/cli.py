@@ -28,6 +28,7 @@ COMMANDS = {
     "train-elhsr": ("rewards.train_elhsr", "Train a Best-of-N probe from labelled samples."),
     "embed": ("rewards.embed", "Embed texts or samples into a store."),
     "relabel": ("rewards.relabel", "Give rows of a store more labels."),
+    "merge": ("rewards.merge", "Several stores as one, their files shared."),
     "preference-data": ("rewards.preference_data", "Public preference data as responses and pairs."),
     "train-head": ("rewards.train_head", "Train a reward head on stored embeddings."),
     "score": ("rewards.score", "Score texts or a store with a saved head."),

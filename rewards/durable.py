@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 TEMPORARY = ".tmp"  # what a half-written file's name ends in
@@ -27,3 +28,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def share(source: Path, target: Path) -> None:
+    """Make the target the same file, or a copy where the file system has no links. May raise OSError."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, for one
+        shutil.copyfile(source, target)

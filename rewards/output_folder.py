@@ -43,6 +43,12 @@ def plan_output(folder: Path, columns: Sequence[str], *, overwrite: bool) -> dic
     return places
 
 
+def require_new(folder: Path) -> None:
+    """Raise UserError if there is anything at the folder's place but an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output {folder} is there already: give a new folder")
+
+
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside its place, then move it there, over a saved head if there is one."""
     half = _half(folder)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.contracts import UserError
+from rewards.durable import share
 from rewards.embed_rows import Columns, read_labels
-from rewards.output_folder import write_folder
+from rewards.output_folder import require_new, write_folder
 from rewards.store import Store, open_store
 from rewards.store_manifest import Manifest, write_manifest
 from rewards.store_shards import EMBEDDINGS, LOG, Shard, rewrite_columns
@@ -40,8 +39,7 @@ def relabel(folder: Path, data: Sequence[str], columns: Columns, output: Path) -
     written over. A row without the label has NaN. Raises UserError for a store or file that cannot be read,
     a row that is labelled twice, no row labelled at all, and an output that holds anything.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"output {output} is there already: give a new folder")
+    require_new(output)
     store = open_store(folder)
     found = _read(data, columns)
     keys = list(zip(store.prompt_ids().tolist(), store.sample_indices().tolist(), strict=True))
@@ -79,7 +77,7 @@ def _write(store: Store, values: Mapping[str, Values], folder: Path) -> None:
     manifest: Manifest = replace(store.manifest, labels=(*kept, *values))
     lines = []
     for shard, rows in _shards(store):
-        _link(store.folder / (shard.name + EMBEDDINGS), folder / (shard.name + EMBEDDINGS))
+        share(store.folder / (shard.name + EMBEDDINGS), folder / (shard.name + EMBEDDINGS))
         columns = {name: values[name][rows] for name in values}
         lines.append(rewrite_columns(store.folder, shard, columns, folder).line())
     (folder / LOG).write_bytes(b"".join(lines))
@@ -91,10 +89,3 @@ def _shards(store: Store) -> Iterator[tuple[Shard, slice]]:
     for shard in store.shards:
         yield shard, slice(first, first + shard.rows)
         first += shard.rows
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(source, target)
