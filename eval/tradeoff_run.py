@@ -102,24 +102,29 @@ class _Bench:
         prompts = read_generations(file)
         done = evaluate(prompts, self.metrics, self.folder / name, resume=not self.overwrite)
         tokens = sum(int(record["num_tokens"]) for prompt in prompts for record in prompt.records)
-        cost = {"tokens/s": tokens / seconds}
+        cost = {} if seconds is None else {"tokens/s": tokens / seconds}
         examples = [each for kind in self.attributes for each in _examples(kind, done)]
         return Point(f"β {beta:g}" if reward else "unsteered", beta, _estimates(done), cost, tuple(examples))
 
-    def _generate(self, file: Path, reward: str | None, beta: float) -> float:
-        """Write the samples; return the seconds that all of the file took, over all runs that wrote it."""
+    def _generate(self, file: Path, reward: str | None, beta: float) -> float | None:
+        """Write the samples; return the seconds that all of the file took, over all runs that wrote it.
+
+        None where a run that wrote some of it did not say.
+        """
         config, weighted = self.plan.config, self.decoder.weigh(reward, beta) if reward else []
         if not weighted:  # plain decoding is open to every token unless told otherwise
             config = replace(config, sampling=replace(config.sampling, top_k=config.sampling.reward_top_k))
         settings = {"model": self.decoder.lm.identity.name, "chat": False, "trace": False}
         costs = _read_costs(self.folder / COST)
-        before = 0.0 if self.overwrite else costs.get(file.name, 0.0)
+        held = 0 if self.overwrite or not file.exists() else file.stat().st_size
+        before = costs.get(file.name) if held else 0.0
         begin = time.perf_counter()
         prompts = list(self.plan.prompts)
         write(self.decoder, prompts, weighted, config, settings, file, overwrite=self.overwrite)
         took = time.perf_counter() - begin
-        # A finished file is only read through: that is no decoding time.
-        costs[file.name] = before if before and took < 0.05 * before else before + took
+        if before is None or file.stat().st_size == held:  # a finished file is only read through
+            return before
+        costs[file.name] = before + took
         (self.folder / COST).write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
         return costs[file.name]
 
@@ -139,7 +144,9 @@ def _estimates(done: Evaluation) -> dict[str, Any]:
 
 
 def _relative(point: Point, plain: Point) -> Point:
-    """Return the point with its time a token as a multiple of the unsteered one's."""
+    """Return the point with its time a token as a multiple of the unsteered one's, if both are known."""
+    if not plain.cost or not point.cost:
+        return point
     relative = plain.cost["tokens/s"] / point.cost["tokens/s"]
     return replace(point, cost={**point.cost, RELATIVE_TIME: relative})
 
