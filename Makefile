@@ -36,7 +36,7 @@ $(DEV): $(CORE)
 setup: $(DEV)  ## make .venv with the development tools
 
 demo: $(CORE)  ## steer SmolLM2-135M on three prompts
-	$(PY) -m decoder.generate --beta 4
+	$(PY) -m decoder.generate --beta 10
 
 # Files stay whole per worker so that a fixture that loads a model loads it once.
 test: $(DEV)  ## run every test, with coverage

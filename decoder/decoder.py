@@ -69,7 +69,7 @@ class Decoder:
     """A generator with its tokenizer; rewards are loaded once and shared by all calls.
 
     >>> decoder = Decoder.from_pretrained()
-    >>> decoder.generate("The new restaurant is", reward="positive", beta=4)[0].text
+    >>> decoder.generate("The new restaurant is", reward="positive", beta=10)[0].text
     """
 
     def __init__(self, loaded: LoadedModel) -> None:

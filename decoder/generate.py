@@ -1,6 +1,6 @@
 """Generate text steered by rewards.
 
-    python -m decoder.generate --beta 4
+    python -m decoder.generate --beta 10
     python -m decoder.generate "The new phone is" --reward positive:4 --reward nontoxic:2
     python -m decoder.generate --prompts prompts.jsonl --num-return-sequences 25 --output generations.jsonl
 
