@@ -3,8 +3,8 @@
 # About four hours on two cores; WORK keeps what was finished, so it may be started again.
 #
 # Two teachers of different kinds are made: a tap ARM that learned from what became of the generator's own texts
-# (its rollouts), and a RAD, which reads text by itself. The shipped tap ARM learns the mean of their values of the
-# generator's own candidates, mostly on texts that the generator wrote, plain and steered both ways.
+# (its rollouts), and a RAD, which reads text by itself. `positive` learns the mean of their values of the generator's
+# own candidates, `nontoxic` the RAD's alone, mostly on texts that the generator wrote, plain and steered both ways.
 set -euo pipefail
 data=$1 work=$2 python=${3:-python}
 split=$work/split
@@ -29,11 +29,11 @@ label() {  # output, column, reward, then files and options
         --output "$work/$output.jsonl"
 }
 
-distil() {  # column, name of the data, layers, tap teacher, output
-    local column=$1 name=$2 layers=$3 tap=$4 output=$5
-    label "own-$name" "$column" "$tap" "$work/own-$name"-*.jsonl
+distil() {  # column, name of the data, layers, who labels the generator's own texts, output, then teachers
+    local column=$1 name=$2 layers=$3 labeller=$4 output=$5; shift 5
+    label "own-$name" "$column" "$labeller" "$work/own-$name"-*.jsonl
     train train_arm "$column" "$output" "$work/own-$name.jsonl" "$split/$name-reward.jsonl" \
-        --test "$split/$name-test.jsonl" --max-length 64 --teacher "$work/$name-rad" --teacher "$tap" \
+        --test "$split/$name-test.jsonl" --max-length 64 "$@" \
         --distil candidates --candidate-positions 3 --limit 12000 \
         --layers "$layers" --rank 64 --weight-decay 15 --epochs 8
 }
@@ -60,7 +60,8 @@ for steered in "up 12 1" "down -12 2"; do
     generate "own-sentiment-open-$way" openings-sentiment 1500 1 "$seed" --reward "$work/positive-rollouts@probability:$beta"
     generate "own-sentiment-web-$way" prompts-learn 2531 1 "$seed" --reward "$work/positive-rollouts@probability:$beta"
 done
-distil positive sentiment 15,21 "$work/positive-rollouts" "$work/positive"
+distil positive sentiment 15,21 "$work/positive-rollouts" "$work/positive" \
+    --teacher "$work/sentiment-rad" --teacher "$work/positive-rollouts"
 
 # nontoxic: one head on labelled comments both steers and labels.
 toxicity=("$split/toxicity-reward.jsonl" --test "$split/toxicity-test.jsonl")
@@ -78,4 +79,4 @@ generate own-toxicity-open-plain openings-toxicity 3500 1 0 --beta 0 --top-k 20
 generate own-toxicity-open-up openings-toxicity 1500 1 1 --reward "$work/nontoxic-rollouts@probability:12"
 generate own-toxicity-open-down openings-toxicity 2000 1 2 --reward "$work/nontoxic-rollouts@probability:-12"
 generate own-toxicity-web-plain prompts-learn 1500 1 0 --beta 0 --top-k 20
-distil nontoxic toxicity 18,24 "$work/nontoxic-rollouts" "$work/nontoxic"
+distil nontoxic toxicity 18,24 "$work/nontoxic-rollouts" "$work/nontoxic" --teacher "$work/toxicity-rad"
