@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make stores of embedded samples with golden rewards: bash rewards/make_assets.sh ../shared/data WORK [PYTHON]
 #
-# About an hour on two cores; WORK keeps what was finished, so it may be started again. WORK/web holds samples after
+# WORK keeps what was finished, so it may be started again. WORK/web holds samples after
 # half-sentences from the web, with two judges' golden rewards, sentiment and nontoxic; WORK/dialogue samples after the
 # openings of dialogues, with nontoxic and harmless, the last from a head that learned from people's preferences.
 # In each 1,000 prompts have 10 samples, to train on, and 200 others 64, to test on.

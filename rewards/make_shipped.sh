@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the shipped rewards from public data: bash rewards/make_shipped.sh ../shared/data WORK [PYTHON]
-# About four hours on two cores; WORK keeps what was finished, so it may be started again.
+# Some four hours on two cores, as estimated from its parts; WORK keeps what was finished, so it may be started again.
 #
 # Two teachers of different kinds are made: a tap ARM that learned from what became of the generator's own texts
 # (its rollouts), and a RAD, which reads text by itself. `positive` learns the mean of their values of the generator's

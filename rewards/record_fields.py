@@ -17,13 +17,14 @@ def find_field(record: Mapping[str, Any], name: str) -> tuple[bool, object]:
 
 def numbers_in(record: Mapping[str, Any]) -> str:
     """Return the dotted names of all numbers in the record, or "none", for messages."""
-    names = [name for name, value in _flat(record) if isinstance(value, int | float)]
+    names = [name for name, value in flat(record) if isinstance(value, int | float)]
     return ", ".join(names) or "none"
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the fields of a record by dotted name; those of an object inside are named outer.inner."""
     for key, value in record.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from decoder.contracts import UserError
+from rewards.record_fields import flat
 
 Row = tuple[str, tuple[object, ...]]  # where it stands, for messages to people; its cells
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -145,13 +146,13 @@ def _json_lines(path: str, text: str) -> Table:
 
     def rows(names: Sequence[str]) -> Iterator[Row]:
         for place, record in records():
-            cells = dict(_flat(record))
+            cells = dict(flat(record))
             missing = [name for name in names if name not in cells]
             if missing:
                 raise UserError(f"{place}: no column {missing[0]!r}, it has {', '.join(cells)}: add it there")
             yield place, tuple(cells[name] for name in names)
 
-    return Table(tuple(name for name, _ in _flat(next(records())[1])), rows)
+    return Table(tuple(name for name, _ in flat(next(records())[1])), rows)
 
 
 def _record(line: str, place: str) -> Mapping[str, Any]:
@@ -162,15 +163,6 @@ def _record(line: str, place: str) -> Mapping[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{place}: a JSON {type(record).__name__}, not an object: write one object a line")
     return record
-
-
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the cells of a record; those of an object inside are named outer.inner."""
-    for name, value in record.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _parquet(path: str) -> Table:
