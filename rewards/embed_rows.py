@@ -111,7 +111,8 @@ def read_rows(
 def read_labels(argument: str, columns: Columns) -> Iterator[tuple[tuple[str, int], tuple[float, ...], str]]:
     """Yield (prompt id and sample index, labels, where it stands) of a file, which needs no texts.
 
-    The forms are those of `read_rows`, but that a table names its rows by prompt id and sample index. Raises UserError naming file and line.
+    The forms are those of `read_rows`, but that a table names its rows by prompt id and sample index.
+    Raises UserError naming file and line.
     """
     source = parse_source(argument, Source("", columns.text))
     if argument == "-" or _holds_generations(source.path):
