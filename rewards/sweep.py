@@ -1,14 +1,15 @@
 """Thousands of reward heads from one store of embeddings: heads x noise x pairs x pairing x seeds.
 
     python -m rewards.sweep small --store STORE --output sweep
-    python -m rewards.sweep GRID.yaml --store STORE --output sweep --workers 4
+    python -m rewards.sweep findings --store STORE --golden harmless --output sweep --workers 4
     python -m rewards.sweep paper --store STORE --output sweep --dry-run
     python -m rewards.sweep GRID.yaml --store STORE --output sweep --ray local
     python -m rewards.sweep GRID.yaml --store STORE --output sweep --retry-failed
 
 GRID is a YAML file whose lists are multiplied out (`rewards/grids/paper.yaml` says how), or the name of a
-packaged one: paper, small. What is finished is kept: the same command goes on after any interruption, and
-ends with the same results.parquet. A cell that fails is recorded with its error and does not end the sweep.
+packaged one: findings, paper, small. What is finished is kept: the same command goes on after any
+interruption, and ends with the same results.parquet. A cell that fails is recorded with its error and does
+not end the sweep.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,10 +30,16 @@ from decoder.cli import make_app, run
 if TYPE_CHECKING:
     from rewards.sweep_grid import Grid
 
-GridName = Annotated[str, typer.Argument(metavar="GRID", help="YAML file, or a packaged grid: paper, small.")]
+GridName = Annotated[
+    str, typer.Argument(metavar="GRID", help="YAML file, or a packaged grid: findings, paper, small.")
+]
 StoreFolder = Annotated[Path, typer.Option(help="Embedding store with golden rewards as a label.")]
 TestFolder = Annotated[Path | None, typer.Option("--test", help="Store of the test prompts. [part of STORE]")]
 Output = Annotated[Path, typer.Option(help="Folder for results.parquet, timings.parquet and the journal.")]
+Golden = Annotated[
+    list[str] | None,
+    typer.Option(help="Labels that are the golden reward, instead of the grid's; several times."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(help="Processes of one thread; 0 works in this one. [the number of cores]", min=0),
@@ -50,6 +58,7 @@ def sweep(
     store: StoreFolder,
     output: Output,
     test: TestFolder = None,
+    golden: Golden = None,
     workers: Workers = None,
     ray: RayAddress = "",
     dry_run: DryRun = False,
@@ -65,9 +74,11 @@ def sweep(
     from rewards.sweep_yaml import find_grid, read_grid
 
     path, n_workers = find_grid(grid), cores() if workers is None else workers
+    axes = read_grid(path)
+    axes = replace(axes, golden=tuple(dict.fromkeys(golden))) if golden else axes
     settings = {"grid": str(path), "store": str(store), "output": str(output)}
     tested = None if test is None else open_store(test.resolve())
-    bench = Bench(open_store(store.resolve()), read_grid(path), head_measures, tested)
+    bench = Bench(open_store(store.resolve()), axes, head_measures, tested)
     if dry_run:
         check(bench)
         _tell_cost(bench.grid, bench.store.manifest.dimension, settings, max(1, n_workers))

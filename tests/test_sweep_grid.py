@@ -56,7 +56,7 @@ def test_groups_hold_every_cell_once_and_one_head_each() -> None:
 
 def test_what_is_packaged(tmp_path: Path) -> None:
     sizes = {path.stem: len(read_grid(path).cells()) for path in GRIDS.glob("*.yaml")}
-    assert sizes == {"paper": 12_960, "small": 1_080}
+    assert sizes == {"findings": 1_600, "paper": 12_960, "small": 1_080}
     assert find_grid("paper") == GRIDS / "paper.yaml"
     (tmp_path / "mine").touch()
     assert find_grid(str(tmp_path / "mine")) == tmp_path / "mine"

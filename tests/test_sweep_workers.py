@@ -142,6 +142,19 @@ def test_a_cluster_that_is_not_there_is_named(store: Store, tmp_path: Path) -> N
             app(command(tmp_path, store, "--ray", address), standalone_mode=False)
 
 
+def test_golden_rewards_of_the_command_line_replace_the_grids(
+    tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cells(*names: str) -> int:
+        asked = [word for name in names for word in ("--golden", name)]
+        app(command(tmp_path, store, "--dry-run", *asked), standalone_mode=False)
+        return int(json.loads(capsys.readouterr().out.splitlines()[-1])["heads"][-1]["cells"])
+
+    assert cells("golden", "partial") == 2 * cells("partial") == 2 * cells("partial", "partial")
+    with pytest.raises(UserError, match="has no label 'nowhere'"):
+        cells("nowhere")
+
+
 def test_a_dry_run_tells_and_runs_nothing(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
