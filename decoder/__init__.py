@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from decoder.config import DecodeConfig
     from decoder.contracts import (
         Completion,
         Reading,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         TokenReward,
         UserError,
     )
-    from decoder.decoder import DecodeConfig, Decoder, Generation
+    from decoder.decoder import Decoder, Generation
     from decoder.hf_generate import custom_generate
     from decoder.sampling import SamplingConfig
 
@@ -28,7 +29,8 @@ _HOMES = {
         "decoder.contracts",
     ),
     "custom_generate": "decoder.hf_generate",
-    **dict.fromkeys(("DecodeConfig", "Decoder", "Generation"), "decoder.decoder"),
+    "DecodeConfig": "decoder.config",
+    **dict.fromkeys(("Decoder", "Generation"), "decoder.decoder"),
     "SamplingConfig": "decoder.sampling",
 }
 

@@ -14,7 +14,8 @@ from decoder.weighting import WeightedReward
 from prompts.reading import Prompt
 
 if TYPE_CHECKING:
-    from decoder.decoder import DecodeConfig, Decoder
+    from decoder.config import DecodeConfig
+    from decoder.decoder import Decoder
     from rewards.scorers import Scorers
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from decoder.backend_options import Backend, Engine, told
 from decoder.cli import make_app, run
 from decoder.generate import PromptFile, Text, collect_prompts
 
@@ -98,14 +99,15 @@ def best_of_n(
     device: Device = "auto",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
+    backend: Backend = "hf",
+    engine: Engine = None,
 ) -> None:
     """Draw N samples a prompt and choose the best by scores read off the same forward pass."""
     asked = _collect(texts, prompts, problems, style)[:limit]
     scorers, rewards = scorer or ["logprob"], reward or []
     _check(n, scorers, combine, rewards, beta, asked)
-
     from decoder.best_of_run import load, report, write
-    from decoder.decoder import make_config
+    from decoder.config import make_config
     from decoder.dropping import DropSchedule
 
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "reward_top_k": reward_top_k}
@@ -113,8 +115,9 @@ def best_of_n(
     config = make_config({**sampling, **numbers, "seed": seed, "stop": unescape(stop)})
     schedule = DropSchedule(tuple(drop_schedule or ()), drop_keep, drop_margin, drop_first)
     source = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust_remote_code}
-    job = load(asked, config, scorers, (rewards, beta), schedule, {"model": model, **source}, chat=chat)
-    report(write(job, combine, {"model": model, "chat": chat}, output, overwrite=overwrite))
+    place = {"model": model, "backend": backend, "engine": engine, **source}
+    job = load(asked, config, scorers, (rewards, beta), schedule, place, chat=chat)
+    report(write(job, combine, {"model": model, "chat": chat, **told(backend)}, output, overwrite=overwrite))
 
 
 def unescape(stop: str) -> str:

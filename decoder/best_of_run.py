@@ -6,14 +6,17 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from decoder.backend_options import backend_arguments
 from decoder.best_of import BestOf, check_dropping, to_record
+from decoder.config import DecodeConfig
 from decoder.contracts import UserError
-from decoder.decoder import DecodeConfig, Decoder
+from decoder.decoder import Decoder
 from decoder.dropping import DropSchedule
 from decoder.generate import pick_rewards
 from decoder.pending import to_json
@@ -22,7 +25,7 @@ from decoder.run_store import RunStore, print_line
 from decoder.terminal import progress
 from prompts.reading import Prompt
 from rewards.choice import Candidate, Choice, NoWinnerError, choose
-from rewards.scorers import Scorers, has_running_score, load_scorers, name_scorers
+from rewards.scorers import Scorers, has_running_score, load_scorers, name_scorers, running_scorers
 
 Line = Mapping[str, Any]
 
@@ -39,18 +42,31 @@ def load(
 ) -> BestOf:
     """Return the job, everything loaded and checked. steering: rewards, and the beta of those without.
 
-    model: as `Decoder.from_pretrained` takes it. A wrong reward is found before the model is loaded.
+    model: as `Decoder.from_pretrained` takes it, and `engine`, options of the command line. A wrong reward is
+    found before the model is loaded.
     """
     first = next(iter(name_scorers(scorers)[0]))
     check_dropping(schedule, config, first, runs=has_running_score(first))
     rewards, beta = steering
     pairs = pick_rewards([*rewards], 1.0 if beta is None else beta, prompts)
-    decoder = Decoder.from_pretrained(**model)
+    decoder = _open(scorers, [name for name, _ in pairs], schedule, model)
     weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs], prompts)
     token_ids = decoder.tokenise(prompts, config, chat=chat)
-    ends = decoder.backend.ending(config.stop)
-    loaded = load_scorers(scorers, decoder.lm, device=model["device"], dtype=model["dtype"], ends=ends)
+    ends = decoder.backend.endings.ids(config.stop)
+    probe = partial(decoder.backend.load_probe, ends=ends)
+    loaded = load_scorers(scorers, probe, device=model["device"], dtype=model["dtype"])
     return BestOf(decoder, prompts, token_ids, weighted, config, loaded, schedule)
+
+
+def _open(
+    scorers: Sequence[str], rewards: Sequence[str], schedule: DropSchedule, model: Mapping[str, Any]
+) -> Decoder:
+    """Return the generator, where the command line wants it."""
+    backend, engine = model.get("backend", "hf"), model.get("engine")
+    dropping = {"early dropping": schedule.drops}
+    place = backend_arguments(backend, engine, rewards, running_scorers(scorers), here=dropping)
+    rest = {key: value for key, value in model.items() if key not in ("backend", "engine")}
+    return Decoder.from_pretrained(**rest, **place)
 
 
 def write(

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from decoder.config import DecodeConfig
 from decoder.contracts import Completion, TokenReward
-from decoder.decoder import DecodeConfig, Decoder
+from decoder.decoder import Decoder
 from decoder.loop import ScoreError
 from decoder.replay import left_pad, score_path
 from decoder.tokenise import as_prompts

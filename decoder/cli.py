@@ -18,6 +18,7 @@ from decoder.contracts import UserError
 COMMANDS = {
     "generate": ("decoder.generate", "Generate text steered by rewards."),
     "best-of-n": ("decoder.best_of_n", "Draw N samples a prompt and choose the best."),
+    "serve": ("decoder.serve", "Serve a model that any OpenAI client steers (vLLM)."),
     "check": ("decoder.check", "Check a model and a reward: batching, caching, beta 0, vocabulary."),
     "train-arm": ("rewards.train_arm", "Train a steering reward from your labels."),
     "train-rad": (

@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import GenerationConfig
-
+from decoder.backend import Backend
 from decoder.batching import Batch, plan_batches
 from decoder.best_of import BestOf, Selection
 from decoder.best_of import run as run_best_of
+from decoder.config import DecodeConfig, make_config
 from decoder.contracts import Completion, Probe, TokenEvent, TokenReward, UserError
 from decoder.dropping import DropSchedule
-from decoder.hf_backend import HFBackend, Job
+from decoder.hf_backend import HFBackend
+from decoder.job import Job
 from decoder.loop import Referee
 from decoder.models import DEFAULT_MODEL, LoadedModel, load_model
-from decoder.sampling import SamplingConfig
 from decoder.tokenise import as_prompts, tokenise
-from decoder.weighting import RewardLike, Rewards, WeightedReward, beta_multipliers, pair_betas, weigh_rewards
+from decoder.weighting import RewardLike, Rewards, WeightedReward, pair_betas, weigh_rewards
 from prompts.reading import Prompt
 
-
-@dataclass(frozen=True, slots=True)
-class DecodeConfig:
-    """The numbers of a call, validated on construction; names are `GenerationConfig`'s and ours.
-
-    stop: characters that end a text, such as a line break; the text is cut before them.
-    beta_schedule: how betas change along the text, as `decoder.weighting.beta_multipliers` has it.
-    Raises UserError naming the field, the value seen and what to give instead.
-    """
-
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    max_new_tokens: int = 32
-    num_return_sequences: int = 1
-    seed: int = 0
-    batch_size: int = 32
-    stop: str = ""
-    beta_schedule: str = "constant"
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot be."""
-        for name in ("max_new_tokens", "num_return_sequences", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
-        if not isinstance(self.stop, str):
-            raise UserError(f"stop is {self.stop!r}: give the characters that end a text, as one string")
-        beta_multipliers(self.beta_schedule, self.max_new_tokens)
+if TYPE_CHECKING:
+    from decoder.vllm_backend import VLLMBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +49,12 @@ class Decoder:
     >>> decoder.generate("The new restaurant is", reward="positive", beta=10)[0].text
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.lm, self.tokenizer = loaded.lm, loaded.tokenizer
-        self.backend = HFBackend(loaded.lm, loaded.tokenizer)
+    def __init__(self, loaded: LoadedModel | Backend) -> None:
+        """Take a model that is loaded, or an engine that runs."""
+        self.backend: Backend = (
+            HFBackend(loaded.lm, loaded.tokenizer) if isinstance(loaded, LoadedModel) else loaded
+        )
+        self.lm, self.tokenizer = self.backend.lm, self.backend.tokenizer
         self._rewards: dict[str, TokenReward] = {}
 
     @classmethod
@@ -86,8 +66,24 @@ class Decoder:
         device: str = "auto",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        backend: str = "hf",
+        rewards: Sequence[str | Path] | None = None,
+        probes: Sequence[str | Path] = (),
+        **engine: Any,
     ) -> Decoder:
-        """Load a generator by alias, directory, GGUF file or hub id. Raises UserError if it cannot."""
+        """Load a generator by alias, directory, GGUF file or hub id. Raises UserError if it cannot.
+
+        backend: "hf", transformers in this process, or "vllm", an engine of vLLM's. The latter needs to know
+        when it starts which rewards and probes its calls may name (rewards: those that ship with the project
+        and fit the model, unless some are given) and takes vLLM's own arguments as `engine`.
+        """
+        if backend == "vllm":
+            place = {"revision": revision, "trust_remote_code": trust_remote_code}
+            return cls(_start_vllm(model, rewards, probes, dtype, device, {**place, **engine}))
+        if backend != "hf":
+            raise UserError(f"unknown backend {backend!r}: choose hf or vllm")
+        if engine:
+            raise UserError(f"unknown argument {next(iter(engine))!r}: backend='vllm' alone takes more")
         return cls(
             load_model(
                 model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
@@ -159,7 +155,8 @@ class Decoder:
         config = self._configure({"batch_size": 64, **usual, **generation, "num_return_sequences": n})
         texts = as_prompts(prompts)
         token_ids = self.tokenise(texts, config, chat=chat)
-        scorers = load_scorers(scorer, self.lm, ends=self.backend.ending(config.stop))
+        probe = partial(self.backend.load_probe, ends=self.backend.endings.ids(config.stop))
+        scorers = load_scorers(scorer, probe)
         job = BestOf(self, texts, token_ids, self.weigh(reward, beta, texts), config, scorers, drop)
         return run_best_of(job, combine)
 
@@ -241,18 +238,16 @@ class Decoder:
 
     def load_reward(self, reward: RewardLike) -> TokenReward:
         """Return a reward ready for this model, by shipped name or directory (kept), or the object itself."""
-        from rewards.load import load_token_reward
-
         if isinstance(reward, TokenReward):
             return reward
         if str(reward) not in self._rewards:
-            self._rewards[str(reward)] = load_token_reward(reward, self.lm)
+            self._rewards[str(reward)] = self.backend.load_reward(reward)
         return self._rewards[str(reward)]
 
     def _configure(self, generation: Mapping[str, Any]) -> DecodeConfig:
         """Return the numbers of a call; refuse a generation_config whose texts end elsewhere than ours."""
         config, base = make_config(generation), generation.get("generation_config")
-        ends, own = getattr(base, "eos_token_id", None), set(self.backend.stop_ids.tolist())
+        ends, own = getattr(base, "eos_token_id", None), set(self.backend.endings.stop_ids.tolist())
         if ends is not None and ({ends} if isinstance(ends, int) else set(ends)) != own:
             raise UserError(
                 f"generation_config ends texts at {ends}, the model at {sorted(own)}: set eos_token_id in "
@@ -261,39 +256,17 @@ class Decoder:
         return config
 
 
-def make_config(generation: Mapping[str, Any]) -> DecodeConfig:
-    """Return the numbers of a call from keyword arguments, after those of a `generation_config`.
+def _start_vllm(
+    model: str,
+    rewards: Sequence[str | Path] | None,
+    probes: Sequence[str | Path],
+    dtype: str,
+    device: str,
+    engine: Mapping[str, Any],
+) -> VLLMBackend:
+    from decoder.vllm_backend import VLLMBackend
+    from decoder.vllm_engine import plan_engine
 
-    Raises UserError for a name that is not known, with the nearest ones, and for a config that asks for
-    what this loop does not do (beams, penalties, stop strings and the like).
-    """
-    given = dict(generation)
-    base = given.pop("generation_config", None)
-    given = {**({} if base is None else _from_generation_config(base)), **given}
-    sampling = {field.name for field in dataclasses.fields(SamplingConfig)}
-    known = sampling | {field.name for field in dataclasses.fields(DecodeConfig)} - {"sampling"}
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(
-                f"unknown generation argument {name!r}: {hint}known are {', '.join(sorted(known))}"
-            )
-    chosen = SamplingConfig(**{k: v for k, v in given.items() if k in sampling})
-    return DecodeConfig(chosen, **{k: v for k, v in given.items() if k not in sampling})
-
-
-def _from_generation_config(config: GenerationConfig) -> dict[str, Any]:
-    honoured = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}
-    told = {k: v for k, v in config.to_diff_dict().items() if v is not None}
-    harmless = {
-        "transformers_version", "_from_model_config", "use_cache", "output_attentions",
-        "output_hidden_states",
-    }  # fmt: skip
-    ids = {"bos_token_id", "eos_token_id", "pad_token_id"}
-    other = sorted(set(told) - honoured - harmless - ids)
-    if other:
-        raise UserError(
-            f"generation_config asks for {', '.join(other)}, which this loop does not do: unset it"
-        )
-    return {"do_sample": False, **{k: v for k, v in told.items() if k in honoured}}
+    if device != "auto":
+        raise UserError(f"device is {device!r}: vLLM runs on the device it was built for; leave it out")
+    return VLLMBackend(plan_engine(model, rewards, probes, dtype=dtype, **engine))

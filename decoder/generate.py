@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from decoder.backend_options import Backend, Engine, backend_arguments, told
 from decoder.cli import make_app, run
 
 if TYPE_CHECKING:
-    from decoder.decoder import DecodeConfig, Decoder
+    from decoder.config import DecodeConfig
+    from decoder.decoder import Decoder
     from decoder.weighting import WeightedReward
     from prompts.reading import Prompt
 
@@ -71,12 +73,14 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with a hub model.")] = False,
+    backend: Backend = "hf",
+    engine: Engine = None,
 ) -> None:
     """Generate text steered by rewards that are read off the model's own forward pass."""
     asked = collect_prompts(texts, prompts)[:limit]  # before the imports that take seconds
 
-    from decoder.decoder import Decoder, make_config
-    from decoder.terminal import show_side_by_side
+    from decoder.config import make_config
+    from decoder.decoder import Decoder
 
     numbers = {
         "max_new_tokens": max_new_tokens, "do_sample": do_sample, "temperature": temperature, "top_k": top_k,
@@ -85,16 +89,34 @@ def generate(
     }  # fmt: skip
     config = make_config(numbers)
     pairs = pick_rewards(reward or ["positive"], beta, asked)
-    decoder = Decoder.from_pretrained(
-        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
-    )
-    weighted = decoder.weigh([name for name, _ in pairs], [strength for _, strength in pairs], asked)
-    plain = output is None and embed is None and not trace
-    if plain and sys.stdout.isatty() and not any(each.betas for each in asked):
-        show_side_by_side(decoder, asked, weighted, config, chat=chat, title=model)
-        return
-    settings = {"model": model, "chat": chat, "trace": trace}
-    write(decoder, asked, weighted, config, settings, output, embed=embed, overwrite=overwrite)
+    names = [name for name, _ in pairs]
+    source = {"dtype": dtype, "device": device, "revision": revision, "trust_remote_code": trust_remote_code}
+    source |= backend_arguments(backend, engine, names, here={"--trace": trace, "--embed": embed})
+    decoder = Decoder.from_pretrained(model, **source)  # type: ignore[arg-type]
+    weighted = decoder.weigh(names, [strength for _, strength in pairs], asked)
+    settings = {"model": model, "chat": chat, "trace": trace, **told(backend)}
+    deliver(decoder, asked, weighted, config, settings, output, embed=embed, overwrite=overwrite)
+
+
+def deliver(
+    decoder: Decoder,
+    prompts: list[Prompt],
+    rewards: list[WeightedReward],
+    config: DecodeConfig,
+    settings: dict[str, Any],
+    output: Path | None,
+    *,
+    embed: Path | None,
+    overwrite: bool,
+) -> None:
+    """Show plain and steered text side by side on a terminal, or write records, as `write` does."""
+    from decoder.terminal import show_side_by_side
+
+    plain = output is None and embed is None and not settings["trace"]
+    if plain and sys.stdout.isatty() and not any(each.betas for each in prompts):
+        show_side_by_side(decoder, prompts, rewards, config, chat=settings["chat"], title=settings["model"])
+    else:
+        write(decoder, prompts, rewards, config, settings, output, embed=embed, overwrite=overwrite)
 
 
 def pick_rewards(rewards: list[str], beta: float, prompts: Sequence[Prompt] = ()) -> list[tuple[str, float]]:
@@ -156,7 +178,7 @@ def write(
     else:
         identity = fingerprint(decoder, rewards, config, settings)
         opened = RunStore.open(output, identity, about(), prompts, samples, resume=not overwrite)
-    loaded, ends = LoadedModel(decoder.lm, decoder.tokenizer), decoder.backend.ending(config.stop)
+    loaded, ends = LoadedModel(decoder.lm, decoder.tokenizer), decoder.backend.endings.ids(config.stop)
     with (
         opened as store,
         open_sink(embed, loaded, ends, chat=settings["chat"]) as sink,

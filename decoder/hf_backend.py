@@ -2,82 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from decoder.contracts import Completion, Probe, Step, TokenEvent, UserError
+from decoder.contracts import Completion, Probe, Step, TokenEvent, TokenReward
+from decoder.endings import Endings, TextStream, cut, to_text
+from decoder.job import Job
 from decoder.lm import CausalLM
-from decoder.loop import Referee, Rows, decode
+from decoder.loop import Rows, decode
 from decoder.replay import left_pad
-from decoder.sampling import SamplingConfig, draw_uniforms
+from decoder.sampling import draw_uniforms
 from decoder.trace import trace_rows
-from decoder.weighting import WeightedReward, beta_multipliers
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Rows to decode together.
-
-    prompt_ids: P rows of token ids. rows: B pairs (position in prompt_ids, sample index), ascending by
-    prompt. prompt_numbers: P numbers that name the prompts in the completions. betas: for each row one
-    strength a reward; None takes the rewards' own. stop: characters that end a text. probes: name -> what
-    scores the samples. referee: what drops rows, by the first probe. beta_schedule: as in `DecodeConfig`.
-    """
-
-    prompt_ids: Sequence[Sequence[int]]
-    rows: Sequence[tuple[int, int]]
-    prompt_numbers: Sequence[int]
-    rewards: Sequence[WeightedReward]
-    sampling: SamplingConfig
-    max_new_tokens: int
-    seed: int
-    trace: bool = False
-    betas: Sequence[Sequence[float]] | None = None
-    stop: str = ""
-    probes: Mapping[str, Probe] = field(default_factory=dict)
-    referee: Referee | None = None
-    beta_schedule: str = "constant"
-
-    def strengths(self) -> list[list[float]]:
-        """Return each row's betas, B rows of M, before the schedule."""
-        if self.betas is not None:
-            return [list(row) for row in self.betas]
-        numbers = [self.prompt_numbers[prompt] for prompt, _ in self.rows]
-        return [[reward.strength(number) for reward in self.rewards] for number in numbers]
-
-    def multipliers(self, device: torch.device) -> Tensor | None:
-        """Return what the schedule multiplies betas by, (max_new_tokens,) float32; None for 1."""
-        found = beta_multipliers(self.beta_schedule, self.max_new_tokens)
-        return None if found is None else torch.tensor(found, device=device)
 
 
 class HFBackend:
     """Decodes jobs on a transformers model in this process."""
 
-    provides = frozenset({"token_reward", "probe", "stream", "trace"})
-
     def __init__(self, lm: CausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
         self.lm = lm
         self.tokenizer = tokenizer
-        self.stop_ids = torch.tensor(_stop_ids(lm, tokenizer), dtype=torch.long, device=lm.device)
-        self._spelt: dict[str, Tensor] = {}
+        self.endings = Endings(tokenizer, lm.model.generation_config, lm.device)
 
-    def ending(self, stop: str) -> Tensor:
-        """Return the ids that end a text: the end tokens and every token with a character of `stop`.
+    def load_reward(self, reward: str | Path) -> TokenReward:
+        """Return a reward for this model, by shipped name or directory."""
+        from rewards.load import load_token_reward
 
-        Raises UserError for a character that no token has, such as one spelt in several bytes.
-        """
-        if stop not in self._spelt:
-            pieces = [to_text(self.tokenizer, [i]) for i in range(len(self.tokenizer))] if stop else []
-            if absent := sorted(set(stop).difference(*pieces)):
-                raise UserError(f"stop is {stop!r}: no token has {absent[0]!r}, so none can end a text there")
-            found = [i for i, piece in enumerate(pieces) if set(piece) & set(stop)]
-            self._spelt[stop] = torch.tensor(found, dtype=torch.long, device=self.lm.device)
-        return torch.cat([self.stop_ids, self._spelt[stop]])
+        return load_token_reward(reward, self.lm)
+
+    def load_probe(self, scorer: str | Path | Probe | TokenReward, ends: Tensor) -> Probe:
+        """Return what scores samples as they are drawn; ends: as in `rewards.scorers.load_probe`."""
+        from rewards.scorers import load_probe
+
+        return load_probe(scorer, self.lm, ends)
 
     def steps(self, job: Job) -> Iterator[Step]:
         """Yield the job's decode steps."""
@@ -94,7 +55,7 @@ class HFBackend:
         )
         rewards = [reward.reward for reward in job.rewards]
         return decode(
-            self.lm, rows, rewards, job.sampling, stop_ids=self.ending(job.stop), trace=job.trace,
+            self.lm, rows, rewards, job.sampling, stop_ids=self.endings.ids(job.stop), trace=job.trace,
             probes=[*job.probes.values()], referee=job.referee,
         )  # fmt: skip
 
@@ -126,7 +87,7 @@ class HFBackend:
             acting = strengths if multipliers is None else strengths * multipliers[step.index]
             values, shifts = chosen_rewards(step).tolist(), shift(step, acting).tolist()
             for i, (row, token) in enumerate(zip(step.rows.tolist(), step.token_ids.tolist(), strict=True)):
-                reason = self._reason(token, job.stop) if step.finished[i] else None
+                reason = self.endings.reason(token, job.stop) if step.finished[i] else None
                 text = pieces[row].add(token, last=reason is not None)
                 named = {r.name: v for r, v in zip(job.rewards, values[i], strict=True)}
                 yield TokenEvent(row, step.index, token, text, named, shifts[i], reason)
@@ -151,14 +112,11 @@ class HFBackend:
             sample,
             cut(to_text(self.tokenizer, ids), job.stop),
             tuple(ids),
-            self._reason(ids[-1], job.stop),
+            self.endings.reason(ids[-1], job.stop),
             named,
             total,
             tuple(trace) if job.trace else None,
         )
-
-    def _reason(self, last_token: int, stop: str) -> str:
-        return "stop" if bool((self.ending(stop) == last_token).any()) else "length"
 
 
 def ended(step: Step) -> list[tuple[int, int]]:
@@ -168,11 +126,6 @@ def ended(step: Step) -> list[tuple[int, int]]:
         return []
     numbers = step.rows.tolist()
     return [(i, numbers[i]) for i, leaves in enumerate(leaving) if leaves]
-
-
-def cut(text: str, stop: str) -> str:
-    """Return the text up to the first of the characters that end one."""
-    return text[: min((i for i in map(text.find, stop) if i >= 0), default=len(text))]
 
 
 def chosen_rewards(step: Step) -> Tensor:
@@ -188,43 +141,3 @@ def shift(step: Step, strengths: Tensor) -> Tensor:
     steered = step.base_logits + step.rewards @ strengths
     change = steered.log_softmax(-1) - step.base_logits.log_softmax(-1)
     return change.gather(1, step.chosen[:, None])[:, 0]
-
-
-def to_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Return the text of token ids as it is, without special tokens."""
-    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text)
-
-
-class TextStream:
-    """Turns a row's token ids into text piece by piece; a piece waits until its character is whole.
-
-    Nothing is shown from the first character of `stop` on, though several tokens may have spelt it.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str = "") -> None:
-        self._tokenizer, self._stop = tokenizer, stop
-        self._stopped = False
-        self._shown: list[int] = []  # the ids of the last piece: decoders look at what stands before
-        self._waiting: list[int] = []
-
-    def add(self, token_id: int, *, last: bool) -> str:
-        """Return what can be shown after this token, "" while a character is incomplete."""
-        self._waiting.append(token_id)
-        before = to_text(self._tokenizer, self._shown)
-        after = to_text(self._tokenizer, self._shown + self._waiting)
-        if after.endswith("\N{REPLACEMENT CHARACTER}") and not last:
-            return ""
-        piece = after[len(before) :]
-        # A special token shows nothing; alone before the next piece, it would make that one lose its space.
-        self._shown, self._waiting = ([] if piece else self._shown) + self._waiting, []
-        shown = "" if self._stopped else cut(piece, self._stop)
-        self._stopped = self._stopped or len(shown) < len(piece)
-        return shown
-
-
-def _stop_ids(lm: CausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end a text: the model's own generation settings first, then the tokenizer."""
-    stop = lm.model.generation_config.eos_token_id if lm.model.generation_config else None
-    stop = tokenizer.eos_token_id if stop is None else stop
-    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)

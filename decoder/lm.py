@@ -30,6 +30,11 @@ class CausalLM:
         return next(self.model.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return self.model.dtype
+
+    @property
     def output_embeddings(self) -> Tensor:
         """The e(v) of every token, (V, d) in the model's dtype: the rows of the unembedding."""
         return self.model.get_output_embeddings().weight

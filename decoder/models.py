@@ -66,10 +66,10 @@ def load_model(
             source, dtype=kind, output_loading_info=True, **options
         )
     except (OSError, ValueError, SafetensorError, KeyError, RuntimeError) as error:
-        raise UserError(_why_not(name, error)) from None
+        raise UserError(why_not(name, error)) from None
     model, report = found
     if absent := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
-        raise UserError(_why_not(name, ValueError(f"weights are missing, {absent[0]} among them")))
+        raise UserError(why_not(name, ValueError(f"weights are missing, {absent[0]} among them")))
     model = model.eval().to(place)
     return LoadedModel(CausalLM(model, identify(name, model, tokenizer)), tokenizer)
 
@@ -179,7 +179,8 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _why_not(name: str, error: Exception) -> str:
+def why_not(name: str, error: Exception) -> str:
+    """Return what to tell a person whose model could not be loaded."""
     reason = " ".join(str(error).split())[:200]
     if Path(name).is_dir():
         return f"cannot load the model in {name!r} ({reason}): check that the folder is complete"

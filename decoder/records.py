@@ -17,7 +17,8 @@ from decoder.models import config_digest, versions
 from decoder.weighting import WeightedReward
 
 if TYPE_CHECKING:
-    from decoder.decoder import DecodeConfig, Decoder
+    from decoder.config import DecodeConfig
+    from decoder.decoder import Decoder
 
 DECIMALS = 5  # of a reward in a file: well above float32 noise
 
@@ -64,8 +65,8 @@ def fingerprint(
         "weights": identity.weights,
         "tokenizer": identity.tokenizer_hash,
         "chat_template": config_digest(decoder.tokenizer.chat_template),
-        "stop_ids": decoder.backend.stop_ids.tolist(),
-        "dtype": str(decoder.lm.model.dtype).removeprefix("torch."),
+        "stop_ids": decoder.backend.endings.stop_ids.tolist(),
+        "dtype": str(decoder.lm.dtype).removeprefix("torch."),
         "device": decoder.lm.device.type,
         **asdict(config.sampling),
         **numbers,

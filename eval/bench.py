@@ -9,6 +9,7 @@ targets hold.
     python -m eval.bench scoring
     python -m eval.bench heads --flip-rate 0.1
     python -m eval.bench store --folder DIR
+    python -m eval.bench vllm
     python -m eval.bench ensembles STORE --flip-rate 0 0.25
 """
 
@@ -107,7 +108,8 @@ def steer(
     device: Device = "auto",
 ) -> None:
     """Mean reward and perplexity over beta, with intervals over prompts."""
-    from decoder.decoder import Decoder, make_config
+    from decoder.config import make_config
+    from decoder.decoder import Decoder
     from decoder.models import quiet_transformers
     from eval.bench_steer import bench_steer
     from eval.report import emit
@@ -251,6 +253,22 @@ def store(
     emit("store", found, checks, settings, shown(found))
 
 
+def vllm(
+    requests: Annotated[int, typer.Option(help="At a time.", min=1, max=200)] = 64,
+    tokens: Annotated[int, typer.Option(help="Of each.", min=2)] = 64,
+    rounds: Annotated[int, typer.Option(help="Turns of every way.", min=2)] = 7,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    compile: Annotated[bool, typer.Option(help="Let vLLM compile the model.")] = False,  # noqa: A002
+    hf: Annotated[bool, typer.Option(help="Time transformers beside it.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the Decoder's samples.")] = 0,
+) -> None:
+    """What steering costs inside vLLM: plain, steered and mixed batches, and transformers beside them."""
+    from eval.bench_vllm import VllmPlan, bench_vllm
+    from eval.report import emit
+
+    emit("vllm", *bench_vllm(VllmPlan(requests, tokens, rounds, dtype, compile, hf, seed)))
+
+
 app = make_group(
     {
         "decode": decode,
@@ -261,6 +279,7 @@ app = make_group(
         "heads": heads,
         "store": store,
         "ensembles": ensembles,
+        "vllm": vllm,
     },
     lists={"decode": ("--methods", "--k"), "ensembles": LISTS},
 )

@@ -15,7 +15,8 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from decoder.decoder import Decoder
-from decoder.hf_backend import HFBackend, Job
+from decoder.hf_backend import HFBackend
+from decoder.job import Job
 from decoder.lm import CausalLM
 from decoder.records import process_peak
 from decoder.replay import left_pad
@@ -122,7 +123,7 @@ def _added(parts: Sequence[Timing]) -> Timing:
 def endless(decoder: Decoder) -> HFBackend:
     """Return the decoder's backend with no token that ends a row."""
     backend = HFBackend(decoder.lm, decoder.tokenizer)
-    backend.stop_ids = backend.stop_ids[:0]
+    backend.endings.stop_ids = backend.endings.stop_ids[:0]
     return backend
 
 

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from decoder.config import make_config
 from decoder.contracts import TokenReward, UserError
-from decoder.decoder import Decoder, make_config
-from decoder.hf_backend import Job
+from decoder.decoder import Decoder
+from decoder.job import Job
 from decoder.lm import CausalLM, why_no_block
 from decoder.records import process_peak
 from decoder.sampling import SamplingConfig

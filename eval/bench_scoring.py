@@ -13,7 +13,9 @@ from torch import Tensor
 
 from decoder.contracts import Drawn, Probe, Reading, UserError
 from decoder.decoder import Decoder
-from decoder.hf_backend import HFBackend, Job, to_text
+from decoder.endings import to_text
+from decoder.hf_backend import HFBackend
+from decoder.job import Job
 from decoder.lm import CausalLM
 from decoder.replay import score_samples
 from decoder.sampling import SamplingConfig
@@ -146,7 +148,7 @@ def text_model(decoder: Decoder) -> TextReward:
 def draw(decoder: Decoder, job: Job) -> list[list[int]]:
     """Return the token ids of the job's rows, no token ending one early."""
     backend = HFBackend(decoder.lm, decoder.tokenizer)
-    backend.stop_ids = backend.stop_ids[:0]
+    backend.endings.stop_ids = backend.endings.stop_ids[:0]
     columns = [step.token_ids for step in backend.steps(job)]
     found: list[list[int]] = torch.stack(columns, 1).tolist()
     return found

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from decoder.batching import plan_batches
-from decoder.decoder import DecodeConfig, Decoder
-from decoder.hf_backend import Job, chosen_rewards
+from decoder.config import DecodeConfig
+from decoder.decoder import Decoder
+from decoder.hf_backend import HFBackend, chosen_rewards
+from decoder.job import Job
 from decoder.terminal import progress
 from decoder.weighting import WeightedReward
 from eval.report import Target
@@ -89,7 +91,7 @@ def to_probability(reward: Any, value: float) -> float:
 def follow(decoder: Decoder, job: Job) -> torch.Tensor:
     """Return (B, 3): last reward, sum of base log-probabilities and number of tokens of each row."""
     totals = torch.zeros(len(job.rows), 3, dtype=torch.float64, device=decoder.lm.device)
-    for step in decoder.backend.steps(job):
+    for step in HFBackend(decoder.lm, decoder.tokenizer).steps(job):
         assert step.log_normalizer is not None  # the job is traced
         logprobs = step.base_logits.gather(1, step.chosen[:, None]) - step.log_normalizer
         totals[step.rows, 0] = chosen_rewards(step)[:, 0].double()

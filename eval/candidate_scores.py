@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,11 +158,12 @@ def _replayed(
 ) -> Scored:
     """Return the scores of what needs a model: probes, token rewards and text reward models."""
     from decoder.decoder import Decoder
-    from rewards.scorers import load_scorers
+    from rewards.scorers import load_probe, load_scorers
 
     ids = [[row for group in same for row in token_ids(group)] for same in zip(*seeds, strict=True)]
     decoder = Decoder.from_pretrained(**model)
-    loaded = load_scorers(names, decoder.lm, **{key: model[key] for key in ("device", "dtype")})
+    probe = partial(load_probe, lm=decoder.lm)
+    loaded = load_scorers(names, probe, **{key: model[key] for key in ("device", "dtype")})
     prompts = _prompt_ids(decoder, seeds, ids, chat=chat)
     scores: dict[str, list[list[Any]]] = {name: [[] for _ in prompts] for name in loaded.names}
     running: list[list[list[float]]] = []

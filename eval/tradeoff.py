@@ -75,7 +75,7 @@ def tradeoff(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Generate over beta, judge, and show which method gives most attribute for the least perplexity."""
-    from decoder.decoder import make_config
+    from decoder.config import make_config
     from eval.metrics import check_names
     from eval.protocols import find_protocol, read_prompts
     from eval.tradeoff_report import read_others, write_report

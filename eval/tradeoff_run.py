@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from decoder.config import DecodeConfig
 from decoder.contracts import UserError
-from decoder.decoder import DecodeConfig, Decoder
+from decoder.decoder import Decoder
 from decoder.generate import write
 from eval.curves import AXES, RELATIVE_TIME, Curve, Example, Point, worst_first
 from eval.evaluation import Evaluation, evaluate

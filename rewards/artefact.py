@@ -82,7 +82,7 @@ def check_identity(directory: Path, saved: Mapping[str, Any] | None, generator: 
     """Refuse a head made for another model, printing both sides; warn of what it can live with.
 
     Hidden size, layers, vocabulary size and tokenizer must agree (UserError). Other weights, such as a
-    quantised twin's, cost one warning. An empty tokenizer hash in the generator means unknown.
+    quantised twin's, cost one warning. What is empty in the generator is unknown and differs from nothing.
     """
     if not isinstance(saved, Mapping):
         raise UserError(f"{directory}/config.json does not name its base_model: train the reward again")
@@ -94,7 +94,7 @@ def check_identity(directory: Path, saved: Mapping[str, Any] | None, generator: 
             f"reward {directory} was trained on {saved.get('name')!r} and does not fit "
             f"{generator.name!r}: {sides}. Train one for this model with python -m rewards.train_arm"
         )
-    soft = [k for k in SOFT if now[k] != saved.get(k)]
+    soft = [k for k in SOFT if now[k] not in (saved.get(k), "")]
     if soft:
         warnings.warn(
             f"reward {directory} was trained on {saved.get('name')!r}; {generator.name!r} has other "

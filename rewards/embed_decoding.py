@@ -2,7 +2,7 @@
 
     encoder = encoder_of(LoadedModel(decoder.lm, decoder.tokenizer))
     with open_writer("store", encoder.manifest("float16", ("golden",))) as writer:
-        sink = DecodeSink(encoder, writer, decoder.backend.ending(config.stop), labels=golden)
+        sink = DecodeSink(encoder, writer, decoder.backend.endings.ids(config.stop), labels=golden)
         for batch in sink.lacking(plan_batches([*map(len, token_ids)], n, size), prompts):
             draw = partial(decoder.complete, batch, token_ids, rewards, config)
             for sample in sink.complete(batch, prompts, token_ids, draw):

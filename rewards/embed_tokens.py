@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from decoder.contracts import UserError
-from decoder.hf_backend import to_text
+from decoder.endings import to_text
 from decoder.models import config_digest
 from prompts.reading import Prompt
 from rewards.embed_rows import TextRow

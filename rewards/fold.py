@@ -39,12 +39,17 @@ class GatedMean:
 
     def score(self) -> Tensor:
         """Return (B,) float32. NaN where no gate has opened: before any token, or if all gates are 0."""
-        weighed, total = self._sums.unbind(-1)
-        return (weighed / total.clamp(min=SMALLEST)).masked_fill(total == 0, float("nan"))
+        return score_of(self._sums)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows' sums."""
         self._sums = self._sums[rows]
+
+
+def score_of(sums: Tensor) -> Tensor:
+    """Return the scores (...) of sums (..., 2) of g r and of g; NaN where no gate has opened."""
+    weighed, total = sums.unbind(-1)
+    return (weighed / total.clamp(min=SMALLEST)).masked_fill(total == 0, float("nan"))
 
 
 def gated_mean(gates: Tensor, rewards: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -49,18 +50,16 @@ class Scorers:
 
 def load_scorers(
     scorers: ScorerLike | Sequence[ScorerLike],
-    lm: CausalLM,
+    probe: Callable[[Any], Probe],
     *,
     device: str = "auto",
     dtype: str = "auto",
-    ends: Tensor | None = None,
 ) -> Scorers:
-    """Return scorers ready for this generator.
+    """Return scorers ready for a generator; probe: loads for it what scores samples as they are drawn.
 
     Each is a name ("logprob", "self-certainty", "majority", "oracle", "hf:MODEL", a shipped reward), a
     directory of a saved probe, head on embeddings or token reward, or an object; a text may end in
-    ":WEIGHT". ends: as in `load_probe`. Raises UserError for an unknown name, one given twice, and a saved
-    head that does not fit.
+    ":WEIGHT". Raises UserError for an unknown name, one given twice, and a saved head that does not fit.
     """
     listed = scorers if isinstance(scorers, Sequence) and not isinstance(scorers, str) else [scorers]
     found, weights = name_scorers(listed)
@@ -72,7 +71,7 @@ def load_scorers(
         elif isinstance(scorer, str) and scorer.startswith("hf:"):
             texts[name] = load(scorer, device=device, dtype=dtype)
         elif name not in GROUPS:
-            probes[name] = load_probe(scorer, lm, ends)
+            probes[name] = probe(scorer)
     return Scorers(tuple(found), weights, probes, texts)
 
 
@@ -111,6 +110,11 @@ def check_names(scorers: Sequence[str]) -> None:
 def has_running_score(name: str) -> bool:
     """Return whether a scorer known by name scores samples while they are drawn."""
     return name not in GROUPS and not name.startswith("hf:")
+
+
+def running_scorers(scorers: Sequence[str]) -> list[str]:
+    """Return those that score samples while they are drawn: names and directories, without their weights."""
+    return [str(scorer) for name, scorer in name_scorers(scorers)[0].items() if has_running_score(name)]
 
 
 def load_probe(scorer: str | Path | Probe | TokenReward, lm: CausalLM, ends: Tensor | None = None) -> Probe:

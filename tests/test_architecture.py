@@ -21,7 +21,8 @@ COMMANDS = sorted(name for name, path in MODULES.items() if '__name__ == "__main
 
 # Those parts of decoder/ that a person calls, and that therefore load rewards by name.
 FRONT = ("best_of", "best_of_n", "best_of_run", "check", "cli", "hf_generate", "decoder", "generate")
-DECODER_FRONT = {f"decoder.{name}" for name in FRONT}
+BACKENDS = ("hf_backend", "vllm_backend", "vllm_engine")  # what a model runs on also holds its rewards
+DECODER_FRONT = {f"decoder.{name}" for name in FRONT + BACKENDS}
 # Commands of rewards/ that say what a head is worth, in the measures of eval/.
 REWARDS_FRONT = {"rewards.head_run", "rewards.sweep"}
 

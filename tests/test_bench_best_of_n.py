@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from decoder.contracts import UserError
 from decoder.decoder import Decoder
 from decoder.dropping import DropSchedule
-from decoder.hf_backend import HFBackend, Job
+from decoder.hf_backend import HFBackend
+from decoder.job import Job
 from decoder.replay import running_scores, score_samples
 from decoder.sampling import SamplingConfig
 from eval import selection

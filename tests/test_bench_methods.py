@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from decoder.cli import run
 from decoder.contracts import UserError
 from decoder.decoder import Decoder
-from decoder.hf_backend import Job
+from decoder.job import Job
 from decoder.models import LoadedModel
 from decoder.sampling import SamplingConfig
 from decoder.weighting import WeightedReward

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from decoder.contracts import Completion, TokenEvent, UserError
 from decoder.decoder import Decoder, Generation
-from decoder.hf_backend import TextStream
+from decoder.endings import TextStream
 from decoder.models import LoadedModel
 from decoder.replay import score_path
 from prompts.reading import Prompt
@@ -357,7 +357,7 @@ def test_the_path_scored_again_is_the_path(any_model: PreTrainedModel) -> None:
     for summary in ("text", "generated", "none"):
         arm = tiny_arm(decoder.lm, summary=summary)
         whole = decoder.generate(TEXTS, reward=arm, beta=2.0, max_new_tokens=6)
-        decoder.backend.stop_ids = torch.tensor([whole[0].samples[0].token_ids[2]])
+        decoder.backend.endings.stop_ids = torch.tensor([whole[0].samples[0].token_ids[2]])
         samples = [g.samples[0] for g in decoder.generate(TEXTS, reward=arm, beta=2.0, max_new_tokens=6)]
         assert len({len(sample.token_ids) for sample in samples}) > 1
         again = score_path(

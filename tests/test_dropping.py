@@ -13,10 +13,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decoder.best_of import BestOf, Selection, select
+from decoder.config import make_config
 from decoder.contracts import Completion, Probe, UserError
-from decoder.decoder import Decoder, make_config
+from decoder.decoder import Decoder
 from decoder.dropping import Dropping, DropSchedule
-from decoder.hf_backend import HFBackend, Job
+from decoder.hf_backend import HFBackend
+from decoder.job import Job
 from decoder.models import LoadedModel
 from decoder.replay import score_samples
 from decoder.sampling import SamplingConfig

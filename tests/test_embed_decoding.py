@@ -16,8 +16,9 @@ from transformers import AddedToken
 
 from decoder.batching import Batch, plan_batches
 from decoder.cli import run
+from decoder.config import DecodeConfig, make_config
 from decoder.contracts import Completion, Drawn, ProbeSession, Reading
-from decoder.decoder import DecodeConfig, Decoder, make_config
+from decoder.decoder import Decoder
 from decoder.dropping import Dropping, DropSchedule
 from decoder.generate import app as generate
 from decoder.models import LoadedModel
@@ -51,7 +52,7 @@ class Run:
         tokenizer.add_tokens([AddedToken(piece, special=True, normalized=False) for piece in pieces])
         assert len(tokenizer) == 300
         self.decoder = Decoder(LoadedModel(as_lm(tiny_llama(), tokenizer), tokenizer))
-        self.decoder.backend.stop_ids = torch.tensor([1, *ends])
+        self.decoder.backend.endings.stop_ids = torch.tensor([1, *ends])
         numbers = {
             "max_new_tokens": 12,
             "num_return_sequences": N,
@@ -71,7 +72,7 @@ class Run:
 
     def into(self, folder: Path, n_batches: int = 99) -> tuple[list[Completion], DecodeSink]:
         with open_writer(folder, self.encoder.manifest("float32", ("n",))) as writer:
-            ends = self.decoder.backend.ending(self.config.stop)
+            ends = self.decoder.backend.endings.ids(self.config.stop)
             sink = DecodeSink(self.encoder, writer, ends, labels=lambda _, done: {"n": len(done.text)})
             done = [
                 each
@@ -135,7 +136,7 @@ def test_the_samples_are_those_of_a_plain_decode(tmp_path: Path) -> None:
     probes = {"logprob": MeanLogProbability()}
     batch = run.batches()[0]
     with open_writer(tmp_path / "t", run.encoder.manifest("float16")) as writer:
-        sink = DecodeSink(run.encoder, writer, run.decoder.backend.stop_ids)
+        sink = DecodeSink(run.encoder, writer, run.decoder.backend.endings.stop_ids)
 
         def draw(*, probes: Mapping[str, Any], beside: Mapping[str, Any] = probes) -> Any:
             return run.draw(batch)(probes={**beside, **probes})
@@ -155,7 +156,7 @@ def test_a_run_in_parts_is_one_run(tmp_path: Path) -> None:
     batch = run.batches()[1]
     with open_writer(tmp_path / "parts", run.encoder.manifest("float32", ("n",))) as writer:
         sink = DecodeSink(
-            run.encoder, writer, run.decoder.backend.stop_ids, lambda _, done: {"n": len(done.text)}
+            run.encoder, writer, run.decoder.backend.endings.stop_ids, lambda _, done: {"n": len(done.text)}
         )
         drawn = sink.complete(batch, PROMPTS, run.token_ids, run.draw(batch))
         next(drawn), next(drawn)
@@ -194,7 +195,7 @@ def test_samples_that_were_given_up_are_not_kept(tmp_path: Path) -> None:
     numbers = [batch.prompts[position] for position, _ in batch.rows]
     probe = {"logprob": MeanLogProbability()}
     with open_writer(tmp_path / "s", run.encoder.manifest("float32")) as writer:
-        sink = DecodeSink(run.encoder, writer, run.decoder.backend.stop_ids)
+        sink = DecodeSink(run.encoder, writer, run.decoder.backend.endings.stop_ids)
 
         def draw(*, probes: Mapping[str, Any]) -> Any:
             referee = Dropping(DropSchedule(at=(2, 4)), numbers)
@@ -255,7 +256,7 @@ def test_prompts_that_are_read_otherwise_are_refused(tmp_path: Path) -> None:
 def test_labels_must_be_those_of_the_store(tmp_path: Path) -> None:
     run, batch = Run(EncoderOptions()), 0
     with open_writer(tmp_path / "s", run.encoder.manifest("float32", ("golden",))) as writer:
-        sink = DecodeSink(run.encoder, writer, run.decoder.backend.stop_ids)
+        sink = DecodeSink(run.encoder, writer, run.decoder.backend.endings.stop_ids)
         first = run.batches()[batch]
         said = refusal(lambda: [*sink.complete(first, PROMPTS, run.token_ids, run.draw(first))])
     assert said == "labels [] given, the store has ['golden']: give exactly those"

@@ -16,8 +16,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from decoder.decoder import Decoder, make_config
-from decoder.hf_backend import Job
+from decoder.config import make_config
+from decoder.decoder import Decoder
+from decoder.job import Job
 from decoder.models import LoadedModel
 from decoder.replay import score_path
 from decoder.sampling import SamplingConfig

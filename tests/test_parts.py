@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from decoder import cli
 from decoder.batching import WINDOW, plan_batches
+from decoder.config import DecodeConfig
 from decoder.contracts import Completion, UserError
-from decoder.decoder import DecodeConfig, Decoder
+from decoder.decoder import Decoder
 from decoder.models import LoadedModel
 from decoder.records import about, fingerprint, git_commit, to_record
 from decoder.sampling import SamplingConfig

@@ -24,8 +24,9 @@ from transformers import (
 
 from decoder.contracts import Completion, Probe, UserError
 from decoder.decoder import Decoder
-from decoder.hf_backend import HFBackend, Job
+from decoder.hf_backend import HFBackend
 from decoder.hf_generate import custom_generate
+from decoder.job import Job
 from decoder.lm import CausalLM, identify
 from decoder.models import LoadedModel
 from decoder.replay import left_pad, right_pad, score_path, score_samples

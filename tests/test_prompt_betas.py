@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import decoder as tiller
+from decoder.config import make_config
 from decoder.contracts import UserError
-from decoder.decoder import Decoder, Generation, make_config
+from decoder.decoder import Decoder, Generation
 from decoder.generate import write
 from decoder.models import LoadedModel
 from decoder.records import fingerprint

@@ -9,9 +9,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decoder.best_of_n import unescape
+from decoder.config import make_config
 from decoder.contracts import TokenEvent, UserError
-from decoder.decoder import Decoder, make_config
-from decoder.hf_backend import TextStream, cut, to_text
+from decoder.decoder import Decoder
+from decoder.endings import TextStream, cut, to_text
 from decoder.models import LoadedModel
 from decoder.records import fingerprint
 from tests.heads import as_lm, tiny_arm
@@ -34,11 +35,11 @@ def has_any(text: str, stop: str) -> bool:
 @pytest.mark.parametrize("stop", [*STOPS, "\n", "."])
 def test_the_ids_are_those_that_spell_a_character(decoder: Decoder, stop: str) -> None:
     """Every token of the vocabulary looked at, and the end token; special tokens show nothing."""
-    found = decoder.backend.ending(stop).tolist()
+    found = decoder.backend.endings.ids(stop).tolist()
     tokenizer = decoder.tokenizer
     pieces = {i: tokenizer.decode([i]) for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids}
     assert set(found) == {EOS} | {i for i, piece in pieces.items() if has_any(piece, stop)}
-    assert decoder.backend.ending("").tolist() == [EOS]
+    assert decoder.backend.endings.ids("").tolist() == [EOS]
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -149,8 +150,8 @@ def test_a_model_without_an_end_token_stops_too(tokenizer: PreTrainedTokenizerBa
     model, plain = tiny_llama(), tiny_tokenizer()
     model.generation_config.eos_token_id, plain.eos_token = None, None
     decoder = Decoder(LoadedModel(as_lm(model, plain), plain))
-    assert decoder.backend.ending("").tolist() == []
-    assert decoder.backend.ending("").dtype == torch.int64
+    assert decoder.backend.endings.ids("").tolist() == []
+    assert decoder.backend.endings.ids("").dtype == torch.int64
     (found,) = decoder.generate(PROMPTS[0], stop="aeiou", **NUMBERS)
     assert all(each.finish_reason == "length" or len(each.token_ids) < 16 for each in found.samples)
     assert "stop" in {each.finish_reason for each in found.samples}

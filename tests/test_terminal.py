@@ -8,7 +8,8 @@ import pytest
 from transformers import PreTrainedModel
 
 from decoder import terminal
-from decoder.decoder import Decoder, make_config
+from decoder.config import make_config
+from decoder.decoder import Decoder
 from decoder.models import LoadedModel
 from prompts.reading import Prompt
 from tests.heads import Favours, as_lm, tiny_arm

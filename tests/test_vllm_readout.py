@@ -1,0 +1,81 @@
+"""Running means kept beside the keys and values: any schedule of vLLM's gives the mean of the whole text."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rewards.vllm_readout import PagedSums, Placement, average
+
+BLOCK = 4
+
+
+def place(texts: list[tuple[int, int, list[int]]]) -> tuple[Placement, torch.Tensor]:
+    """Return the placement of texts (first position, tokens now, blocks), and the positions of the tokens."""
+    counts = torch.tensor([n for _, n, _ in texts])
+    positions = torch.cat([torch.arange(first, first + n) for first, n, _ in texts])
+    width = max(len(blocks) for *_, blocks in texts)
+    table = torch.tensor([blocks + [0] * (width - len(blocks)) for *_, blocks in texts])
+    owner = torch.arange(len(texts)).repeat_interleave(counts)
+    slots = table[owner, positions // BLOCK] * BLOCK + positions % BLOCK
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    lengths = torch.tensor([first + n for first, n, _ in texts])
+    return Placement(starts, lengths, slots, table, BLOCK, bool((counts == 1).all())), positions
+
+
+def means(values: torch.Tensor) -> torch.Tensor:
+    return values.cumsum(0) / torch.arange(1, len(values) + 1)[:, None]
+
+
+@pytest.fixture
+def texts() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    one, other = torch.randn(11, 3), torch.randn(9, 3)
+    other[:8] = one[:8]  # they share two blocks
+    return one, other
+
+
+def test_prompts_in_parts_and_single_tokens(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
+    one, other = texts
+    sums, blocks, theirs = PagedSums(64, 3, torch.device("cpu")), [5, 2, 9], [7, 3, 1]
+    passes = [
+        ((0, 6), (0, 5)),
+        ((6, 3), (5, 2)),
+        ((9, 1), (7, 1)),
+        ((10, 1), (8, 1)),
+    ]  # (first, tokens) of each
+    for (first, n), (second, m) in passes:
+        at, positions = place([(first, n, blocks), (second, m, theirs)])
+        found = average(
+            sums.fold(torch.cat([one[first : first + n], other[second : second + m]]), at), positions
+        )
+        whole = torch.cat([means(one)[first : first + n], means(other)[second : second + m]])
+        torch.testing.assert_close(found, whole)
+
+
+def test_a_text_goes_on_from_blocks_of_another(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
+    one, other = texts
+    sums = PagedSums(64, 3, torch.device("cpu"))
+    at, _ = place([(0, 11, [5, 2, 9])])
+    sums.fold(one, at)
+    at, positions = place([(8, 1, [5, 2, 6])])  # a prefix hit: only its last token is read
+    torch.testing.assert_close(average(sums.fold(other[8:], at), positions)[0], means(other)[8])
+
+
+def test_a_text_read_again_in_other_blocks_says_the_same(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
+    one, other = texts
+    sums = PagedSums(64, 3, torch.device("cpu"))
+    sums.fold(one, place([(0, 11, [5, 2, 9])])[0])
+    sums.fold(other, place([(0, 9, [2, 9, 5])])[0])  # it lost its blocks to another text
+    at, positions = place([(0, 11, [4, 1, 8]), (0, 9, [10, 11, 12])])
+    found = average(sums.fold(torch.cat([one, other]), at), positions)
+    torch.testing.assert_close(found, torch.cat([means(one), means(other)]))
+
+
+def test_long_passes_keep_small_sums_exact() -> None:
+    torch.manual_seed(0)
+    big, small = torch.randn(4000, 2) * 1e4, torch.randn(4, 2)
+    sums = PagedSums(8192, 2, torch.device("cpu"))
+    at, positions = place([(0, 4000, list(range(1, 1001))), (0, 4, [1001])])
+    found = average(sums.fold(torch.cat([big, small]), at), positions)[-4:]
+    torch.testing.assert_close(found, means(small), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,128 @@
+"""The server over loopback, with the client that people have: concurrent rewards, streams, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from prompts import builtin
+
+PROMPTS = [prompt.text for prompt in builtin("neutral")]
+WAIT = 240  # seconds for the server to come up
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    port = free_port()
+    settings = ["--port", str(port), "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "512"]
+    command = [
+        sys.executable,
+        "-m",
+        "decoder.serve",
+        "--dtype",
+        "float32",
+        "--",
+        *settings,
+        "--max-num-seqs",
+        "32",
+    ]
+    child = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}/v1"
+        deadline = time.monotonic() + WAIT
+        while time.monotonic() < deadline and child.poll() is None:
+            try:
+                openai.OpenAI(base_url=url, api_key="none", max_retries=0).models.list()
+                break
+            except openai.APIConnectionError:
+                time.sleep(1)
+        else:
+            pytest.fail(f"the server did not come up: exit status {child.poll()}")
+        yield url
+    finally:
+        os.killpg(child.pid, signal.SIGTERM)
+        child.wait(30)
+
+
+def ask(client: Any, prompt: str, rewards: list[str] | None, **changes: Any) -> Any:
+    extra = {"vllm_xargs": {"rewards": rewards}} if rewards else {}
+    call = {
+        "model": "smollm2-135m",
+        "prompt": prompt,
+        "temperature": 0.0,
+        "max_tokens": 12,
+        "extra_body": extra,
+    }
+    return client.completions.create(**{**call, **changes})
+
+
+def test_clients_at_once_get_the_text_they_would_get_alone(server: str) -> None:
+    wishes = [None, ["positive:8"], ["positive:-8"], ["nontoxic:4", "positive:2"], ["positive"]]
+
+    async def together() -> list[str]:
+        client = openai.AsyncOpenAI(base_url=server, api_key="none")
+        calls = [ask(client, PROMPTS[i], wishes[i % len(wishes)]) for i in range(20)]
+        return [done.choices[0].text for done in await asyncio.gather(*calls)]
+
+    client = openai.OpenAI(base_url=server, api_key="none")
+    alone = [ask(client, PROMPTS[i], wishes[i % len(wishes)]).choices[0].text for i in range(20)]
+    assert asyncio.run(together()) == alone
+    texts = {ask(client, PROMPTS[0], wish).choices[0].text for wish in wishes[:3]}
+    assert len(texts) == 3
+
+
+def test_streams_and_cancellation(server: str) -> None:
+    client = openai.OpenAI(base_url=server, api_key="none")
+    whole = ask(client, PROMPTS[1], ["positive:8"]).choices[0].text
+    pieces = [event.choices[0].text for event in ask(client, PROMPTS[1], ["positive:8"], stream=True)]
+    assert "".join(pieces) == whole
+    assert len(pieces) > 3
+    stream = ask(client, PROMPTS[1], ["positive:8"], stream=True, max_tokens=400)
+    next(iter(stream))
+    stream.close()  # the client leaves
+    assert ask(client, PROMPTS[1], ["positive:8"]).choices[0].text == whole
+
+
+def test_chats_are_steered_too(server: str) -> None:
+    client = openai.OpenAI(base_url=server, api_key="none")
+    call = {"model": "smollm2-135m", "temperature": 0.0, "max_tokens": 16}
+    told = [{"role": "user", "content": "How was the concert?"}]
+    texts = {
+        client.chat.completions.create(
+            messages=told, extra_body={"vllm_xargs": {"rewards": [f"positive:{beta}"]}}, **call
+        ).choices[0].message.content
+        for beta in (-9, 9)
+    }  # fmt: skip
+    assert len(texts) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"rewards": ["positive:much"]}, "beta of reward 'positive' is 'much': give a finite number"),
+        ({"rewards": ["friendly:1"]}, "unknown reward 'friendly': this engine has nontoxic, positive"),
+        ({"rewards": ["positive:1"], "reward_top_k": 0}, "reward_top_k is 0"),
+        ({"rewards": 3}, "rewards is 3"),
+    ],
+)
+def test_bad_requests_are_told_why(server: str, arguments: dict[str, Any], reason: str) -> None:
+    client = openai.OpenAI(base_url=server, api_key="none", max_retries=0)
+    with pytest.raises(openai.BadRequestError, match=reason):
+        ask(client, PROMPTS[0], None, extra_body={"vllm_xargs": arguments})
+    assert ask(client, PROMPTS[0], None).choices[0].text, "the server goes on"
