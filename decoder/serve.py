@@ -22,6 +22,10 @@ from decoder.cli import make_app, run
 if TYPE_CHECKING:
     from decoder.vllm_engine import Plan
 
+SERVER = (
+    "vllm.entrypoints.openai.api_server"  # what `vllm serve` runs; the wheel for CPUs has no such command
+)
+
 Model = Annotated[str, typer.Option(help="Alias, directory, GGUF file or hub id; clients name it so.")]
 Reward = Annotated[
     list[str] | None,
@@ -46,7 +50,7 @@ def serve(
 
     quiet_transformers()
     plan = plan_engine(model, reward, dtype=dtype, **read_arguments(passed or []))
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments(plan, model), *(passed or [])]
+    command = [sys.executable, "-m", SERVER, *arguments(plan, model), *(passed or [])]
     if dry_run:
         print(json.dumps(command))
         return
@@ -55,9 +59,9 @@ def serve(
 
 
 def arguments(plan: Plan, name: str) -> list[str]:
-    """Return the words after `vllm` that start a planned engine; requests name the model `name`."""
+    """Return the words that start the server with a planned engine; requests name the model `name`."""
     told = {key: plan.arguments[key] for key in ("dtype", "hf_overrides", "additional_config")}
-    words = ["serve", plan.arguments["model"], "--served-model-name", name]
+    words = ["--model", plan.arguments["model"], "--served-model-name", name]
     for key, value in told.items():
         words += [f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
     return [*words, "--logits-processors", *plan.arguments["logits_processors"]]

@@ -61,18 +61,43 @@ class PagedSums:
         first = at.lengths - counts  # the position of each text's first token of this pass
         last = (first - 1).clamp(min=0)
         block = at.blocks.gather(1, (last // at.block_size)[:, None].long())[:, 0].long()
-        before = self._sums[block * at.block_size + last % at.block_size]
-        before = torch.where(first[:, None] > 0, before, 0.0)
+        slot = torch.where(first > 0, block * at.block_size + last % at.block_size, -1)  # of the token before
+        before = torch.where(slot[:, None] >= 0, self._sums[slot], 0.0)
         if at.single:
             sums = before + values
         else:
             # In double precision: the sum runs through all texts of the pass before each takes its own part.
-            running = values.double().cumsum(0)
+            n_tokens, running = len(values), values.double().cumsum(0)
             start = torch.cat([torch.zeros_like(running[:1]), running])[at.starts[:-1]]
-            sums = running + (before - start).repeat_interleave(counts, 0, output_size=len(values))
-            sums = sums.float()
+            inside = running - _repeat(start, counts, n_tokens)
+            before = _before(before.double(), slot, inside, counts, at)
+            sums = (inside + _repeat(before, counts, n_tokens)).float()
         self._sums[at.slots] = sums
         return sums
+
+
+def _before(stored: Tensor, slot: Tensor, inside: Tensor, counts: Tensor, at: Placement) -> Tensor:
+    """Return the sums (B, C) before each text's first token of a pass.
+
+    stored: those of earlier passes. vLLM lets a text go on from a block that another text fills in the very
+    same pass, and a third from a block of that one; such a chain is followed by doubling its links.
+    """
+    n = len(slot)
+    hits = at.slots == slot[:, None]  # (B, T)
+    found, token = hits.any(1), hits.int().argmax(1)
+    owner = torch.arange(n, device=slot.device).repeat_interleave(counts, output_size=len(inside))
+    link = torch.where(found, owner[token], n)  # n: the end of a chain
+    sums = torch.cat(
+        [torch.where(found[:, None], inside[token], stored), stored.new_zeros(1, stored.shape[1])]
+    )
+    link = torch.cat([link, link.new_full((1,), n)])
+    for _ in range(n.bit_length()):
+        sums, link = sums + sums[link], link[link]
+    return sums[:n]
+
+
+def _repeat(rows: Tensor, counts: Tensor, n_tokens: int) -> Tensor:
+    return rows.repeat_interleave(counts, 0, output_size=n_tokens)  # told, so that no device is waited for
 
 
 class Readout:

@@ -62,6 +62,17 @@ def test_a_text_goes_on_from_blocks_of_another(texts: tuple[torch.Tensor, torch.
     torch.testing.assert_close(average(sums.fold(other[8:], at), positions)[0], means(other)[8])
 
 
+def test_texts_go_on_from_blocks_that_others_fill_in_the_same_pass() -> None:
+    torch.manual_seed(0)
+    one = torch.randn(11, 3)
+    two = torch.cat([one[:4], torch.randn(9, 3)])  # shares a block with the first
+    three = torch.cat([two[:8], torch.randn(2, 3)])  # and one more with the second
+    sums = PagedSums(64, 3, torch.device("cpu"))
+    at, positions = place([(8, 2, [5, 3, 7]), (4, 9, [5, 3, 4, 6]), (0, 11, [5, 2, 9])])
+    found = average(sums.fold(torch.cat([three[8:], two[4:], one]), at), positions)
+    torch.testing.assert_close(found, torch.cat([means(three)[8:], means(two)[4:], means(one)]))
+
+
 def test_a_text_read_again_in_other_blocks_says_the_same(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
     one, other = texts
     sums = PagedSums(64, 3, torch.device("cpu"))

@@ -36,6 +36,8 @@ def test_a_batch_of_betas_gives_each_the_text_it_gets_alone(vllm: Decoder) -> No
 def test_prefix_hits_change_no_result(vllm: Decoder, hf: Decoder) -> None:
     first, again = tokens(vllm, LONG), tokens(vllm, LONG)  # the second time every block is in the cache
     assert first == again == tokens(hf, LONG)
+    together = tokens(vllm, [LONG[0] + "!"], num_return_sequences=3)  # blocks shared within one pass
+    assert together == tokens(hf, [LONG[0] + "!"]) * 3
 
 
 def test_requests_that_are_left_alone_draw_what_they_would(vllm: Decoder) -> None:
@@ -111,3 +113,6 @@ def test_small_caches_and_prompts_in_parts_change_no_result(hf: Decoder) -> None
     )
     call: dict[str, Any] = {"num_return_sequences": 3, "max_new_tokens": 40}
     assert tokens(cramped, LONG, **call) == tokens(hf, LONG, **call)
+    counted = {each.name: each for each in cramped.backend.engine.get_metrics()}
+    assert counted["vllm:num_preemptions"].value > 0
+    assert counted["vllm:prefix_cache_hits"].value > 0

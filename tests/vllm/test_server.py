@@ -56,8 +56,9 @@ def server() -> Iterator[str]:
             pytest.fail(f"the server did not come up: exit status {child.poll()}")
         yield url
     finally:
-        os.killpg(child.pid, signal.SIGTERM)
-        child.wait(30)
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+            child.wait(30)
 
 
 def ask(client: Any, prompt: str, rewards: list[str] | None, **changes: Any) -> Any:
