@@ -16,7 +16,7 @@ from decoder.job import Job
 from decoder.lm import CausalLM
 from decoder.loop import Rows, decode
 from decoder.replay import left_pad
-from decoder.sampling import draw_uniforms
+from decoder.sampling import draw_uniforms, pick, shift
 from decoder.trace import trace_rows
 
 
@@ -85,7 +85,7 @@ class HFBackend:
         pieces = [TextStream(self.tokenizer, job.stop) for _ in job.rows]
         for step in self.steps(job):
             acting = strengths if multipliers is None else strengths * multipliers[step.index]
-            values, shifts = chosen_rewards(step).tolist(), shift(step, acting).tolist()
+            values, shifts = chosen_rewards(step).tolist(), _shifts(step, acting)
             for i, (row, token) in enumerate(zip(step.rows.tolist(), step.token_ids.tolist(), strict=True)):
                 reason = self.endings.reason(token, job.stop) if step.finished[i] else None
                 text = pieces[row].add(token, last=reason is not None)
@@ -130,14 +130,12 @@ def ended(step: Step) -> list[tuple[int, int]]:
 
 def chosen_rewards(step: Step) -> Tensor:
     """Return each reward's r of the drawn tokens, (B, M) float32."""
-    index = step.chosen[:, None, None].expand(-1, 1, step.rewards.shape[-1])
-    return step.rewards.gather(1, index)[:, 0] if step.rewards.shape[-1] else step.rewards[:, 0]
+    return pick(step.rewards, step.chosen) if step.rewards.shape[-1] else step.rewards[:, 0]
 
 
-def shift(step: Step, strengths: Tensor) -> Tensor:
-    """Return log P(token) with the rewards at `strengths` (M,) minus without, over the candidates, (B,)."""
+def _shifts(step: Step, strengths: Tensor) -> list[float]:
+    """Return log P(token) with the rewards at `strengths` (M,) minus without, a row each."""
     if not len(strengths):
-        return torch.zeros(len(step.token_ids))
-    steered = step.base_logits + step.rewards @ strengths
-    change = steered.log_softmax(-1) - step.base_logits.log_softmax(-1)
-    return change.gather(1, step.chosen[:, None])[:, 0]
+        return [0.0] * len(step.token_ids)
+    betas = strengths.expand(len(step.token_ids), -1)
+    return list(shift(step.base_logits, step.rewards, betas, step.chosen).tolist())

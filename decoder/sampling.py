@@ -65,6 +65,18 @@ def add_rewards(logits: Tensor, rewards: Tensor, betas: Tensor) -> Tensor:
     return logits + torch.einsum("bkm,bm->bk", rewards, betas.abs())
 
 
+def pick(rewards: Tensor, chosen: Tensor) -> Tensor:
+    """Return each reward's r of the chosen columns, (B, M), from rewards (B, K, M) and columns (B,)."""
+    index = chosen[:, None, None].expand(-1, 1, rewards.shape[-1])
+    return rewards.gather(1, index)[:, 0]
+
+
+def shift(logits: Tensor, rewards: Tensor, betas: Tensor, chosen: Tensor) -> Tensor:
+    """Return log P of the chosen columns with the rewards minus without, over the candidates, (B,)."""
+    change = add_rewards(logits, rewards, betas).log_softmax(-1) - logits.log_softmax(-1)
+    return change.gather(1, chosen[:, None])[:, 0]
+
+
 def keep_top_k(scores: Tensor, k: int) -> Tensor:
     """Return scores (B, K) with all but each row's k highest at minus infinity; k = 0 keeps all."""
     if k == 0 or k >= scores.shape[-1]:

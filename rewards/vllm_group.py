@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decoder.contracts import Drawn
-from decoder.sampling import add_rewards, choose, draw_uniforms, top_candidates
+from decoder.sampling import add_rewards, choose, draw_uniforms, pick, shift, top_candidates
 from rewards.fold import score_of
 from rewards.vllm_readout import Readout
 from rewards.vllm_requests import Kind, Order
@@ -105,7 +105,7 @@ class Group:
         tokens = chosen if ids is None else ids.gather(1, chosen[:, None])[:, 0]
         if self.kind.acts:
             shown = self._tables["shown"][rows] * self._multipliers[at, None]
-            said = torch.cat([_of(rewards, chosen), shift(base, rewards, shown, chosen)[:, None]], -1)
+            said = torch.cat([pick(rewards, chosen), shift(base, rewards, shown, chosen)[:, None]], -1)
             inside = fresh & (index < self.kind.length)
             self._tables["records"][rows, at] = torch.where(
                 inside[:, None], said, self._tables["records"][rows, at]
@@ -144,15 +144,3 @@ class Group:
                 gates, values = self._readout.probes[name].read(drawn)
                 terms, counts = torch.cat([gates * values, gates], -1), fresh & (index <= end)
             self._tables["sums"][rows, number] += torch.where(counts[:, None], terms, 0.0)
-
-
-def shift(base: Tensor, rewards: Tensor, betas: Tensor, chosen: Tensor) -> Tensor:
-    """Return log P of the chosen columns (n,) with the rewards minus without, over the candidates, (n,)."""
-    steered = add_rewards(base, rewards, betas)
-    change = steered.log_softmax(-1) - base.log_softmax(-1)
-    return change.gather(1, chosen[:, None])[:, 0]
-
-
-def _of(rewards: Tensor, chosen: Tensor) -> Tensor:
-    """Return the rewards (n, M) of the chosen columns."""
-    return rewards.gather(1, chosen[:, None, None].expand(-1, 1, rewards.shape[-1]))[:, 0]

@@ -71,6 +71,8 @@ def read_request(arguments: Mapping[str, Any] | None, known: Sequence[str]) -> A
     if not arguments:
         return None
     if ORDER in arguments:
+        if not isinstance(arguments[ORDER], Mapping):
+            raise UserError(f"{ORDER} is for a Decoder's own requests: give {REWARDS} instead")
         return _read_order(arguments[ORDER])
     if TOP_K in arguments and not arguments.get(REWARDS):
         raise UserError(f"{TOP_K} is given without {REWARDS}: name the rewards, such as ['positive:2']")

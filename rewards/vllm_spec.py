@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from decoder.contracts import ModelIdentity, UserError
 from rewards import artefact
-from rewards.likelihood import MeanLogProbability, SelfCertainty
 from rewards.load import find, load_reward, shipped_names, split_form
+from rewards.scorers import PROBES
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 KEY = "tiller"  # in vLLM's `additional_config`
 REWARDS_VARIABLE = "TILLER_VLLM_REWARDS"  # names, for the process that takes requests in
-UNTRAINED: Mapping[str, Callable[[], Any]] = {"logprob": MeanLogProbability, "self-certainty": SelfCertainty}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,8 @@ class Saved:
 
     def load(self, lm: WorkerLM) -> Any:
         """Return it bound to a worker's model."""
-        if self.reference in UNTRAINED:
-            return UNTRAINED[self.reference]()
+        if self.reference in PROBES:
+            return PROBES[self.reference]()
         return load_reward(self.reference + (f"@{self.form}" if self.form else ""), cast("CausalLM", lm))
 
 
@@ -112,8 +111,8 @@ def name_of(reward: str | Path) -> str:
 
 
 def _probe(probe: str | Path, identity: ModelIdentity) -> Saved:
-    if str(probe) in UNTRAINED:
-        return Saved(str(probe), None, (), UNTRAINED[str(probe)]().digest)
+    if str(probe) in PROBES:
+        return Saved(str(probe), None, (), PROBES[str(probe)]().digest)
     return _saved(probe, identity, "elhsr")
 
 

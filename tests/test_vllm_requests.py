@@ -51,6 +51,7 @@ def test_nothing_asked(told: dict[str, Any] | None) -> None:
         ({"rewards": ["positive:1"], "reward_top_k": 1.5}, "reward_top_k is 1.5"),
         ({"rewards": ["positive:1"], "reward_top_k": "many"}, "reward_top_k is 'many'"),
         ({"reward_top_k": 5}, "reward_top_k is given without rewards"),
+        ({"tiller_order": "mine"}, "tiller_order is for a Decoder's own requests"),
     ],
 )
 def test_what_is_refused(told: dict[str, Any], message: str) -> None:
