@@ -19,6 +19,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import tensor_model_parallel_all_gather
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models import ModelRegistry
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from rewards.arm import TapArm
 from rewards.vllm_board import Board
@@ -74,8 +75,9 @@ class _Taps:
         """Bind the rewards to the rows of the unembedding that this worker holds."""
         identity, spec = self._identity, self._board.spec
         lm = WorkerLM(identity, unembedding.device, unembedding)
-        arms = {name: self._whole(saved.load(lm)) for name, saved in spec.rewards.items()}
-        self._board.readout = Readout(arms, spec.load_probes(lm))
+        with set_default_torch_dtype(torch.float32):  # vLLM makes whatever it loads in the model's own
+            arms = {name: self._whole(saved.load(lm)) for name, saved in spec.rewards.items()}
+            self._board.readout = Readout(arms, spec.load_probes(lm))
 
     def _whole(self, arm: TapArm) -> TapArm:
         """Return the reward with the table of all tokens, of which every worker has made a part."""

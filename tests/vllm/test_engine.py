@@ -116,3 +116,15 @@ def test_small_caches_and_prompts_in_parts_change_no_result(hf: Decoder) -> None
     counted = {each.name: each for each in cramped.backend.engine.get_metrics()}
     assert counted["vllm:num_preemptions"].value > 0
     assert counted["vllm:prefix_cache_hits"].value > 0
+
+
+def test_bfloat16_is_steered_in_float32(vllm: Decoder) -> None:
+    half = Decoder.from_pretrained(dtype="bfloat16", backend="vllm", **SMALL)
+    call: dict[str, Any] = {"reward": "positive", "beta": 6.0, "max_new_tokens": 1, "do_sample": False}
+    for one, other in zip(
+        half.generate(PROMPTS[:8], **call), vllm.generate(PROMPTS[:8], **call), strict=True
+    ):
+        if one.samples[0].token_ids == other.samples[0].token_ids:
+            assert one.samples[0].rewards == pytest.approx(
+                other.samples[0].rewards, abs=0.2
+            )  # of some -3: the rounding of states
