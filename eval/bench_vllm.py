@@ -60,9 +60,10 @@ def bench_vllm(plan: VllmPlan) -> tuple[list[dict[str, Any]], dict[str, Target],
         ways["Decoder, transformers"] = partial(_generate, hf, plan)
     seconds = _in_turn(ways, plan.rounds)
     total = plan.requests * plan.tokens
+    rates = {name: bootstrap(total / found, np.median) for name, found in seconds.items()}
     rows = [
-        {"requests": name, "tokens/s": total / np.median(found), "seconds": bootstrap(found, np.median)}
-        for name, found in seconds.items()
+        {"requests": name, "tokens/s": rate.value, "interval": list(rate.interval)}
+        for name, rate in rates.items()
     ]
     checks = {
         "steered/plain throughput": Target(_ratio(seconds["plain"], seconds["steered"]), STEERED),
