@@ -10,6 +10,7 @@ targets hold.
     python -m eval.bench heads --flip-rate 0.1
     python -m eval.bench store --folder DIR
     python -m eval.bench vllm
+    python -m eval.bench soak --minutes 10
     python -m eval.bench ensembles STORE --flip-rate 0 0.25
 """
 
@@ -22,6 +23,7 @@ import typer
 
 from decoder.cli import make_group, run
 from eval.bench_ensembles_command import LISTS, ensembles
+from eval.bench_vllm_commands import soak, vllm
 
 if TYPE_CHECKING:  # loaded when it runs
     from eval.bench_methods import Plan, Sources
@@ -253,22 +255,6 @@ def store(
     emit("store", found, checks, settings, shown(found))
 
 
-def vllm(
-    requests: Annotated[int, typer.Option(help="At a time.", min=1, max=200)] = 64,
-    tokens: Annotated[int, typer.Option(help="Of each.", min=2)] = 64,
-    rounds: Annotated[int, typer.Option(help="Turns of every way.", min=2)] = 7,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    compile: Annotated[bool, typer.Option(help="Let vLLM compile the model.")] = False,  # noqa: A002
-    hf: Annotated[bool, typer.Option(help="Time transformers beside it.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the Decoder's samples.")] = 0,
-) -> None:
-    """What steering costs inside vLLM: plain, steered and mixed batches, and transformers beside them."""
-    from eval.bench_vllm import VllmPlan, bench_vllm
-    from eval.report import emit
-
-    emit("vllm", *bench_vllm(VllmPlan(requests, tokens, rounds, dtype, compile, hf, seed)))
-
-
 app = make_group(
     {
         "decode": decode,
@@ -280,6 +266,7 @@ app = make_group(
         "store": store,
         "ensembles": ensembles,
         "vllm": vllm,
+        "soak": soak,
     },
     lists={"decode": ("--methods", "--k"), "ensembles": LISTS},
 )

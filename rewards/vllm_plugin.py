@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 PREFIX = "Tiller"
-COVERED = ("LlamaForCausalLM",)  # tested: tokens and rewards equal those on transformers
+COVERED = (  # tested: tokens and rewards equal those on transformers
+    "LlamaForCausalLM", "MistralForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+    "GraniteForCausalLM",
+)  # fmt: skip
 
 
 def register() -> None:

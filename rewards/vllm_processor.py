@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from rewards.vllm_board import Board
 from rewards.vllm_group import Group
 from rewards.vllm_requests import Asked, Order, read_request
 from rewards.vllm_spec import REWARDS_VARIABLE
-from rewards.vllm_steer import steer
+from rewards.vllm_steer import Steering, leave_open
 
 Wish = Asked | Order
 
@@ -83,21 +84,7 @@ class RewardProcessor(LogitsProcessor):  # type: ignore[misc]
         asked = {row: wish for row, (wish, _) in sorted(self._wishes.items()) if isinstance(wish, Asked)}
         if not asked:
             return []
-        readout, rows, widest = (
-            self._board.readout,
-            self._tensor(list(asked)),
-            max(w.top_k for w in asked.values()),
-        )
-        betas = torch.tensor([[w.betas.get(n, 0.0) for n in self._known] for w in asked.values()]).to(
-            self._device
-        )
-        widths = self._tensor([wish.top_k for wish in asked.values()])
-
-        def act(logits: Tensor, columns: Tensor) -> None:
-            states, _, _ = readout.split(columns[rows])
-            logits[rows] = steer(logits[rows], states, readout, betas, widths, widest)
-
-        return [act]
+        return [partial(Steering.of(asked, self._device).act, readout=self._board.readout)]
 
     def _drawing(self) -> list[Callable[[Tensor, Tensor], None]]:
         groups: dict[int, tuple[Group, list[int], list[int]]] = {}
@@ -114,9 +101,9 @@ class RewardProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def _draw(self, group: Group, rows: Tensor, places: Tensor) -> Callable[[Tensor, Tensor], None]:
         def act(logits: Tensor, columns: Tensor) -> None:
-            tokens = group.draw(logits[rows], columns[rows], places)
-            logits[rows] = -torch.inf
-            logits[rows, tokens] = 0.0
+            offered = logits if len(rows) == len(logits) else logits[rows]
+            tokens = group.draw(offered, columns[rows], places)[:, None]
+            leave_open(logits, rows, tokens, torch.zeros_like(tokens, dtype=logits.dtype))
 
         return act
 

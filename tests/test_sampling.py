@@ -80,6 +80,20 @@ def test_candidates_are_the_base_models_best() -> None:
     assert top_candidates(logits, 99)[0].shape == (4, 50)
 
 
+@pytest.mark.parametrize("size", [64, 1280, 1300, 49_152, 50_257])
+@pytest.mark.parametrize("k", [1, 20, 200])
+def test_candidates_of_large_vocabularies_are_those_of_topk(size: int, k: int) -> None:
+    """Looking at blocks first finds the same, also beside the last whole block and among closed tokens."""
+    logits = random(6, size)
+    logits[0, : size - 5] = -torch.inf
+    logits[1, -1] = 9.0
+    logits[2, : size // 2] += 9.0
+    ids, values = top_candidates(logits, k)
+    assert torch.equal(values, logits.topk(min(k, size)).values)
+    assert torch.equal(logits.gather(1, ids), values)
+    assert all(len(set(row)) == len(row) for row in ids.tolist())
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -7,26 +7,11 @@ from typing import Any
 
 import pytest
 
-from decoder.decoder import Decoder, Generation
-from prompts import builtin
+from decoder.decoder import Decoder
+from tests.vllm.material import PROMPTS as ALL
+from tests.vllm.material import compare
 
-PROMPTS = [prompt.text for prompt in builtin("neutral")][:50]
-
-
-def compare(ours: list[Generation], theirs: list[Generation], tolerance: float) -> tuple[int, int]:
-    """Return how many samples have the same tokens, of how many; in those, rewards must agree."""
-    pairs = [
-        pair
-        for one, other in zip(ours, theirs, strict=True)
-        for pair in zip(one.samples, other.samples, strict=True)
-    ]
-    same = [(a, b) for a, b in pairs if a.token_ids == b.token_ids]
-    for a, b in same:
-        assert (a.text, a.finish_reason, a.sample) == (b.text, b.finish_reason, b.sample)
-        assert a.token_rewards.keys() == b.token_rewards.keys()
-        for name in a.token_rewards:
-            assert a.token_rewards[name] == pytest.approx(b.token_rewards[name], abs=tolerance)
-    return len(same), len(pairs)
+PROMPTS = ALL[:50]
 
 
 @pytest.mark.parametrize("beta", [10.0, -10.0, 2.0])

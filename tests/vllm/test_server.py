@@ -3,62 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
+from eval.server_process import run_server
 from prompts import builtin
 
 PROMPTS = [prompt.text for prompt in builtin("neutral")]
-WAIT = 240  # seconds for the server to come up
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    port = free_port()
-    settings = ["--port", str(port), "--host", "127.0.0.1", "--enforce-eager", "--max-model-len", "512"]
-    command = [
-        sys.executable,
-        "-m",
-        "decoder.serve",
-        "--dtype",
-        "float32",
-        "--",
-        *settings,
-        "--max-num-seqs",
-        "32",
-    ]
-    child = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True)
-    try:
-        url = f"http://127.0.0.1:{port}/v1"
-        deadline = time.monotonic() + WAIT
-        while time.monotonic() < deadline and child.poll() is None:
-            try:
-                openai.OpenAI(base_url=url, api_key="none", max_retries=0).models.list()
-                break
-            except openai.APIConnectionError:
-                time.sleep(1)
-        else:
-            pytest.fail(f"the server did not come up: exit status {child.poll()}")
-        yield url
-    finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGTERM)
-            child.wait(30)
+    engine = ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "32"]
+    with run_server(["--dtype", "float32"], engine) as started:
+        yield started.url
 
 
 def ask(client: Any, prompt: str, rewards: list[str] | None, **changes: Any) -> Any:
