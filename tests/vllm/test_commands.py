@@ -32,13 +32,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
-    path.write_text("\n".join(PROMPTS[:48]) + "\n")
+    path.write_text("\n".join(PROMPTS[:32]) + "\n")
     return path
 
 
 def test_a_killed_run_goes_on_and_ends_as_on_transformers(prompts: Path, tmp_path: Path) -> None:
     given = [
-        "--prompts", str(prompts), "--reward", "positive:6", "--max-new-tokens", "48",
+        "--prompts", str(prompts), "--reward", "positive:6", "--max-new-tokens", "24",
         "--batch-size", "4",
     ]  # fmt: skip
     inside, whole = tmp_path / "inside.jsonl", tmp_path / "whole.jsonl"
@@ -46,14 +46,14 @@ def test_a_killed_run_goes_on_and_ends_as_on_transformers(prompts: Path, tmp_pat
     killed = subprocess.Popen(running, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + WAIT
     while killed.poll() is None and time.monotonic() < deadline:
-        if inside.exists() and inside.read_bytes().count(b"\n") > 4:
+        if inside.exists() and inside.read_bytes().count(b"\n") > 2:
             killed.send_signal(signal.SIGKILL)
             break
         time.sleep(0.05)
     assert killed.wait() == -signal.SIGKILL
     before = inside.read_bytes()
     kept = before[: before.rindex(b"\n") + 1]
-    assert 4 < kept.count(b"\n") < 48
+    assert 2 < kept.count(b"\n") < 32
     subprocess.run(running, check=True, capture_output=True)
     assert inside.read_bytes().startswith(kept), "what was written before the kill stays"
     subprocess.run(
@@ -77,7 +77,7 @@ def test_best_of_n_writes_the_same_choice(prompts: Path, tmp_path: Path) -> None
         read(tmp_path / "inside.best.jsonl"), read(tmp_path / "whole.best.jsonl"), strict=True
     ):
         assert ours.keys() == theirs.keys()
-        assert ours["generations"][0]["text"] == theirs["generations"][0]["text"]
+        assert ours["text"] == theirs["text"]
 
 
 def test_bad_engine_arguments_end_with_a_line(prompts: Path, tmp_path: Path) -> None:
