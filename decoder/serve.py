@@ -22,9 +22,7 @@ from decoder.cli import make_app, run
 if TYPE_CHECKING:
     from decoder.vllm_engine import Plan
 
-SERVER = (
-    "vllm.entrypoints.openai.api_server"  # what `vllm serve` runs; the wheel for CPUs has no such command
-)
+SERVER = "vllm.entrypoints.openai.api_server"  # what `vllm serve` runs; the CPU's wheel lacks that command
 
 Model = Annotated[str, typer.Option(help="Alias, directory, GGUF file or hub id; clients name it so.")]
 Reward = Annotated[
@@ -64,7 +62,8 @@ def arguments(plan: Plan, name: str) -> list[str]:
     words = ["--model", plan.arguments["model"], "--served-model-name", name]
     for key, value in told.items():
         words += [f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
-    return [*words, "--logits-processors", *plan.arguments["logits_processors"]]
+    gate = ["--middleware", "decoder.serve_gate.refuse_beams"]
+    return [*words, *gate, "--logits-processors", *plan.arguments["logits_processors"]]
 
 
 def read_arguments(passed: Sequence[str]) -> Mapping[str, Any]:

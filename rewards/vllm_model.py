@@ -41,6 +41,8 @@ def _tapped(architecture: str) -> type[nn.Module]:
 
     class Tapped(base):  # type: ignore[misc]
         def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+            if vllm_config.use_v2_model_runner:
+                raise RuntimeError("rewards run in vLLM's first model runner: set VLLM_USE_V2_MODEL_RUNNER=0")
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             self.tiller = _Taps(vllm_config)
             if self.tiller.inner:

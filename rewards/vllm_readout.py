@@ -53,7 +53,8 @@ class PagedSums:
     """Sums over each text up to and with every cached token, float32, (slots, C)."""
 
     def __init__(self, n_slots: int, columns: int, device: torch.device) -> None:
-        self._sums = torch.zeros(n_slots, columns, device=device)
+        # One more than there are, so that -1, the slot of a captured graph's padding, is nobody's.
+        self._sums = torch.zeros(n_slots + 1, columns, device=device)
 
     def fold(self, values: Tensor, at: Placement) -> Tensor:
         """Take in the values of T tokens (T, C) float32; return the sums up to and with each, (T, C)."""

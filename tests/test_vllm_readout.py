@@ -90,3 +90,17 @@ def test_long_passes_keep_small_sums_exact() -> None:
     at, positions = place([(0, 4000, list(range(1, 1001))), (0, 4, [1001])])
     found = average(sums.fold(torch.cat([big, small]), at), positions)[-4:]
     torch.testing.assert_close(found, means(small), rtol=1e-6, atol=1e-6)
+
+
+def test_padding_of_a_captured_graph_is_written_to_no_text() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(4, 3)
+    sums, blocks = PagedSums(16, 3, torch.device("cpu")), [3]  # the last block there is
+    at, _ = place([(0, 3, blocks)])
+    sums.fold(values[:3], at)
+    starts, lengths = torch.tensor([0, 1, 2]), torch.tensor([4, 0])
+    padded = Placement(starts, lengths, torch.tensor([15, -1]), torch.tensor([[3], [0]]), BLOCK, single=True)
+    found = sums.fold(torch.stack([values[3], torch.full((3,), 99.0)]), padded)
+    torch.testing.assert_close(found[0], values.sum(0))
+    on, _ = place([(4, 1, [3, 1])])  # goes on from the last slot
+    torch.testing.assert_close(sums.fold(values[:1], on)[0], values.sum(0) + values[0])

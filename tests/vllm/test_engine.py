@@ -11,6 +11,7 @@ from decoder.decoder import Decoder
 from decoder.vllm_engine import check_version, plan_engine
 from prompts import builtin
 from prompts.reading import Prompt
+from rewards.vllm_board import Board
 from tests.vllm.conftest import SMALL
 
 PROMPTS = [prompt.text for prompt in builtin("neutral")]
@@ -69,6 +70,9 @@ def test_an_interrupted_call_leaves_nothing_behind(vllm: Decoder) -> None:
     events.close()
     assert not vllm.backend.engine.has_unfinished_requests()
     assert tokens(vllm, PROMPTS[:4]) == before
+    board = Board.of(vllm.backend.engine.vllm_config)  # the worker's own: it runs in this process
+    assert board.columns is not None
+    assert [len(group) for group in board._groups.values()] == [0] * len(board._groups)
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,12 @@ def test_bad_requests_are_told_why(server: str, arguments: dict[str, Any], reaso
     with pytest.raises(openai.BadRequestError, match=reason):
         ask(client, PROMPTS[0], None, extra_body={"vllm_xargs": arguments})
     assert ask(client, PROMPTS[0], None).choices[0].text, "the server goes on"
+
+
+def test_beams_beside_rewards_are_refused(server: str) -> None:
+    """vLLM chooses beams by the base model alone, so that the rewards would be lost in silence."""
+    client = openai.OpenAI(base_url=server, api_key="none", max_retries=0)
+    beams = {"use_beam_search": True, "n": 2}
+    with pytest.raises(openai.BadRequestError, match="use_beam_search cannot be asked for beside rewards"):
+        ask(client, PROMPTS[0], None, extra_body={**beams, "vllm_xargs": {"rewards": ["positive:2"]}})
+    assert ask(client, PROMPTS[0], None, extra_body=beams).choices[0].text
