@@ -62,6 +62,7 @@ def arguments(plan: Plan, name: str) -> list[str]:
     words = ["--model", plan.arguments["model"], "--served-model-name", name]
     for key, value in told.items():
         words += [f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)]
+    words += ["--enforce-eager"] if plan.arguments["enforce_eager"] else []
     gate = ["--middleware", "decoder.serve_gate.refuse_beams"]
     return [*words, *gate, "--logits-processors", *plan.arguments["logits_processors"]]
 
@@ -75,7 +76,7 @@ def read_arguments(passed: Sequence[str]) -> Mapping[str, Any]:
             continue
         following = passed[place + 1] if place + 1 < len(passed) else ""
         value = value if equals else following if not following.startswith("-") else "true"
-        found[{"-pp": "pipeline_parallel_size"}.get(word, name.replace("-", "_"))] = value
+        found[{"-pp": "pipeline_parallel_size"}.get(name, name.replace("-", "_"))] = value
     if "pipeline_parallel_size" in found:
         found["pipeline_parallel_size"] = int(found["pipeline_parallel_size"])
     return found

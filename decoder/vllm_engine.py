@@ -82,7 +82,8 @@ def plan_engine(
     config, tokenizer = _open(AutoConfig, model, source, hub), _open(AutoTokenizer, model, source, hub)
     identity = _identify(model, config, tokenizer)
     spec = make_spec(identity, shipped_for(identity) if rewards is None else rewards, probes)
-    kind = pick_dtype(dtype, pick_device("auto"))
+    device = pick_device("auto")
+    kind = pick_dtype(dtype, device)
     arguments = {
         "model": source,
         "dtype": next(name for name, each in DTYPES.items() if each == kind),
@@ -90,6 +91,7 @@ def plan_engine(
         "additional_config": {KEY: spec.record()},
         "logits_processors": ["rewards.vllm_processor:RewardProcessor"],
         "worker_extension_cls": "rewards.vllm_processor.RewardWorker",
+        "enforce_eager": device.type == "cpu",  # where compiling takes minutes, and a compiler
         **asked,
     }
     os.environ[REWARDS_VARIABLE] = json.dumps([*spec.rewards])  # for the process that takes requests in

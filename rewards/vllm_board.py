@@ -62,3 +62,7 @@ class Board:
         for group in self._groups.values():
             for key in keys:
                 group.close(key)
+
+    def count(self) -> int:
+        """Return how many orders are remembered."""
+        return sum(len(group) for group in self._groups.values())

@@ -41,8 +41,7 @@ def _tapped(architecture: str) -> type[nn.Module]:
 
     class Tapped(base):  # type: ignore[misc]
         def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-            if vllm_config.use_v2_model_runner:
-                raise RuntimeError("rewards run in vLLM's first model runner: set VLLM_USE_V2_MODEL_RUNNER=0")
+            refuse(vllm_config)
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             self.tiller = _Taps(vllm_config)
             if self.tiller.inner:
@@ -62,6 +61,20 @@ def _tapped(architecture: str) -> type[nn.Module]:
 
     Tapped.__name__ = Tapped.__qualname__ = PREFIX + architecture
     return Tapped
+
+
+def refuse(vllm_config: VllmConfig) -> None:
+    """Raise RuntimeError for an engine that would leave texts unsteered, however it was configured."""
+    found = {
+        "vLLM's second model runner (VLLM_USE_V2_MODEL_RUNNER=1)": vllm_config.use_v2_model_runner,
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "pipeline parallelism": vllm_config.parallel_config.pipeline_parallel_size > 1,
+        "LoRA": vllm_config.lora_config is not None,
+        "KV transfer": vllm_config.kv_transfer_config is not None,
+    }
+    for what, there in found.items():
+        if there:
+            raise RuntimeError(f"rewards cannot be honoured beside {what}: leave it out")
 
 
 class _Taps:

@@ -124,3 +124,7 @@ class RewardWorker:
     def tiller_close(self, keys: list[str]) -> None:
         """Forget these orders."""
         Board.of(self.model_runner.vllm_config).close(keys)
+
+    def tiller_count(self) -> int:
+        """Return how many orders are remembered: none, when no text is under way."""
+        return Board.of(self.model_runner.vllm_config).count()

@@ -11,7 +11,6 @@ from decoder.decoder import Decoder
 from decoder.vllm_engine import check_version, plan_engine
 from prompts import builtin
 from prompts.reading import Prompt
-from rewards.vllm_board import Board
 from tests.vllm.conftest import SMALL
 
 PROMPTS = [prompt.text for prompt in builtin("neutral")]
@@ -67,12 +66,11 @@ def test_an_interrupted_call_leaves_nothing_behind(vllm: Decoder) -> None:
     events = vllm.stream(PROMPTS[0], reward="positive", beta=6.0, max_new_tokens=24)
     for _ in range(3):
         next(events)
+    assert vllm.backend.engine.collective_rpc("tiller_count") == [1]
     events.close()
     assert not vllm.backend.engine.has_unfinished_requests()
     assert tokens(vllm, PROMPTS[:4]) == before
-    board = Board.of(vllm.backend.engine.vllm_config)  # the worker's own: it runs in this process
-    assert board.columns is not None
-    assert [len(group) for group in board._groups.values()] == [0] * len(board._groups)
+    assert vllm.backend.engine.collective_rpc("tiller_count") == [0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from eval.server_process import run_server
 from prompts import builtin
 
+SERVE = [sys.executable, "-m", "decoder.serve"]
 PROMPTS = [prompt.text for prompt in builtin("neutral")]
 
 
@@ -97,3 +101,28 @@ def test_beams_beside_rewards_are_refused(server: str) -> None:
     with pytest.raises(openai.BadRequestError, match="use_beam_search cannot be asked for beside rewards"):
         ask(client, PROMPTS[0], None, extra_body={**beams, "vllm_xargs": {"rewards": ["positive:2"]}})
     assert ask(client, PROMPTS[0], None, extra_body=beams).choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--reward", "nowhere"], "unknown reward 'nowhere'"),
+        (["--", "--pipeline-parallel-size", "2"], "pipeline_parallel_size cannot be above 1"),
+        (["--", "-pp=2"], "pipeline_parallel_size cannot be above 1"),
+        (["--", "--speculative-config", '{"method": "ngram"}'], "speculative_config cannot be given"),
+        (["--", "--runner=pooling"], "runner is 'pooling'"),
+    ],
+)
+def test_a_server_that_cannot_be_is_refused_before_it_starts(words: list[str], message: str) -> None:
+    done = subprocess.run([*SERVE, *words], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert message in " ".join(done.stderr.split())
+
+
+def test_a_dry_run_prints_the_command() -> None:
+    engine = ["--", "--port", "9000", "--tensor-parallel-size", "2"]
+    done = subprocess.run([*SERVE, "--dry-run", *engine], capture_output=True, text=True, check=True)
+    command = json.loads(done.stdout)
+    assert command[-4:] == engine[1:]
+    assert "--enforce-eager" in command, "on a CPU"
+    assert command[command.index("--served-model-name") + 1] == "smollm2-135m"
