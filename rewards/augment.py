@@ -22,31 +22,13 @@ from torch import Tensor
 
 from decoder.contracts import UserError
 from rewards.augment_methods import Synthesiser, make_synthesiser
-from rewards.augment_pairs import draw_combinations
+from rewards.augment_pairs import draw_combinations, n_combinations
+from rewards.augment_plan import Plan, plan
 from rewards.head_inputs import Ints, Split, split_of_pairs
 from rewards.heads import Embeddings
 from rewards.pair_rows import PairRows
 
 BLOCK = 1024  # synthetic pairs made at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How many pairs of what: n_original given ones, n_pairs to learn from, n_synthetic that are made."""
-
-    n_original: int
-    n_pairs: int
-    n_synthetic: int
-
-    @property
-    def ratio(self) -> float:
-        """Return the augmentation ratio: pairs to learn from over original pairs."""
-        return self.n_pairs / self.n_original
-
-    @property
-    def sources(self) -> Ints:
-        """Return (n_synthetic,) ascending: the pairs that synthetic ones are made from, evenly."""
-        return np.arange(self.n_synthetic) * self.n_original // max(self.n_synthetic, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,27 +85,6 @@ def augment(
     return Augmented(_Rows(seeds, made), targets, wanted, seeds.n_rows, synthesiser)
 
 
-def plan(
-    method: str, n_original: int, ratio: float, combine: str, copies: float | None, *, synthesises: bool
-) -> Plan:
-    """Return how many pairs there will be. Raises UserError for a ratio or copies that cannot be."""
-    if not 1 <= ratio < np.inf:
-        raise UserError(f"ratio {ratio} must be 1 or more: pairs to learn from over original pairs")
-    n_pairs = round(ratio * n_original)
-    added = n_pairs - n_original
-    if method == "none" and added:
-        raise UserError(f"method none adds no pairs, and ratio {ratio:g} asks for {added}: give ratio 1")
-    if not synthesises:
-        if copies is not None:
-            raise UserError(f"copies {copies:g} of a method that makes no embeddings: leave it out")
-        return Plan(n_original, n_pairs, 0)
-    if copies is None or combine == "own":
-        return Plan(n_original, n_pairs, added)
-    if not 0 < copies < np.inf:
-        raise UserError(f"copies {copies:g} must be above 0: synthetic pairs an original pair")
-    return Plan(n_original, n_pairs, round(copies * n_original) if added else 0)
-
-
 def combined_pairs(seeds: PairRows, wanted: Plan, combine: str, seed: int) -> Ints:
     """Return the pairs (n, 2) of rows to learn from, as `Augmented` numbers them, the original ones first.
 
@@ -142,15 +103,20 @@ def combined_pairs(seeds: PairRows, wanted: Plan, combine: str, seed: int) -> In
     prompts = np.concatenate([own, own[wanted.sources]])
     made = seeds.n_rows + np.arange(2 * wanted.n_synthetic).reshape(-1, 2)
     rows = np.concatenate([seeds.pairs, made])  # (places, 2)
-    spare = 0
+    most, n = n_combinations(combine, prompts, wanted.n_original), added
     while True:  # a row beside itself is drawn seldom, and then more are drawn
         rng = np.random.default_rng((seed, 23))
-        one, other = draw_combinations(combine, prompts, wanted.n_original, added + spare, rng)
+        one, other = draw_combinations(combine, prompts, wanted.n_original, n, rng)
         found = np.stack([rows[one, 0], rows[other, 1]], 1)
         found = found[found[:, 0] != found[:, 1]]
         if len(found) >= added:
             return np.concatenate([seeds.pairs, found[:added]])
-        spare = 2 * (spare + added - len(found))
+        if n == most:
+            raise UserError(
+                f"ratio {wanted.ratio:g} asks for {added} more pairs, and of {most} combinations "
+                f"{most - len(found)} are a row beside itself: lower the ratio"
+            )
+        n = min(2 * n, most)
 
 
 def synthetic_blocks(synthesiser: Synthesiser, wanted: Plan, seed: int) -> Iterator[tuple[int, Tensor]]:

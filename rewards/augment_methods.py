@@ -66,7 +66,8 @@ class LensOptions:
     of the text's own posterior's, times this variance. shared_noise: one draw for both sides of a pair.
     filter: the likelihood by which of `oversample` draws one is kept: its own posterior's, that of all texts
     of its side, or the ELBO of the embedding read again. residual: e + g(z + noise) - g(z) in place of
-    g(z + noise). steps, batch_pairs, lr: of Adam; lr falls to 0.
+    g(z + noise). steps, batch_pairs: of Adam. lr: for a layer of one
+    input; with n inputs lr n^-0.5, falling to 0.
     """
 
     latent: int = 16
@@ -83,7 +84,7 @@ class LensOptions:
     residual: bool = False
     steps: int = 600
     batch_pairs: int = 128
-    lr: float = 0.002
+    lr: float = 0.1
 
     def __post_init__(self) -> None:
         for name, kind in (

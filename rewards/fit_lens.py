@@ -14,7 +14,7 @@ from torch import Tensor
 from decoder.contracts import UserError
 from rewards.augment_methods import LensOptions
 from rewards.fit_embedding_head import standardisation
-from rewards.lens_vae import LensVae, Posterior, kl_to_prior, lens_loss, vae_loss, w2
+from rewards.lens_vae import LensVae, Posterior, kl_to_prior, lens_loss, w2
 from rewards.pair_rows import PairRows, read_some
 
 STATISTICS_PAIRS = 4096  # whose mean and deviation embeddings are standardised by
@@ -33,7 +33,7 @@ class LensFigures:
     r2, r2_train: share of the variance of standardised embeddings that g(mu) explains. kl: nats a text.
     active: latents whose mean varies over texts. w2, w2_train: mean distance of a pair's posteriors.
     separation: that over the mean distance of two chosen texts. second_moment: mean of mu^2 + sigma^2, 1
-    under the prior. deviation: the median posterior sigma. loss: L_VAE a text. step: where it was best.
+    under the prior. deviation: the median posterior sigma. loss: L, a pair. step: where it was lowest.
     """
 
     n_parameters: int
@@ -75,21 +75,21 @@ class LensFigures:
 def fit_lens(
     pairs: PairRows, held_out: PairRows, options: LensOptions, seed: int
 ) -> tuple[LensVae, LensFigures]:
-    """Return the autoencoder where L_VAE of the held-out pairs was lowest, and its figures.
+    """Return the autoencoder where the loss of the held-out pairs was lowest, and its figures.
 
     Raises UserError for embeddings that are not finite and for a loss that is not.
     """
     rng = np.random.default_rng((seed, 21))
     vae = _new_vae(pairs, options, seed)
     stop = _Stop(vae, vae.standardised(read_some(held_out, MEASURED_PAIRS)), options)
-    optimiser = torch.optim.Adam(vae.parameters(), lr=options.lr)
+    optimiser = _optimiser(vae, options.lr)
     order = np.empty(0, dtype=np.int64)
     for step in range(1, options.steps + 1):
         while len(order) < options.batch_pairs:
             order = np.concatenate([order, rng.permutation(len(pairs))])
         batch, order = order[: options.batch_pairs], order[options.batch_pairs :]
         for group in optimiser.param_groups:
-            group["lr"] = options.lr * min(step / WARM_UP, 1 - (step - 1) / options.steps)
+            group["lr"] = group["full_lr"] * min(step / WARM_UP, 1 - (step - 1) / options.steps)
         values = vae.standardised(pairs.read(batch))
         noise = torch.from_numpy(rng.standard_normal((len(batch), 2, options.latent), dtype=np.float32))
         optimiser.zero_grad()
@@ -111,7 +111,7 @@ class _Stop:
 
     @torch.no_grad()
     def measure(self, step: int) -> None:
-        loss = float(vae_loss(self._vae, self.values, self._noise, self._options)[0].mean())
+        loss = float(lens_loss(self._vae, self.values, self._noise, self._options))
         if not math.isfinite(loss):
             raise UserError(
                 f"the loss is {loss} at step {step}: lower lr, now {self._options.lr:g}, or gamma, now "
@@ -127,6 +127,15 @@ def _new_vae(pairs: PairRows, options: LensOptions, seed: int) -> LensVae:
     vae = LensVae(pairs.dimension, options.latent, options.hidden, generator)
     vae.mean, vae.scale = standardisation(read_some(pairs, STATISTICS_PAIRS).flatten(0, 1))
     return vae
+
+
+def _optimiser(vae: LensVae, lr: float) -> torch.optim.Adam:
+    """Return Adam with rates in units of a layer's weights, n^-0.5 for n inputs: one lr for any dimension."""
+    groups = []
+    for linear in (*vae.encoder, *vae.decoder):
+        assert isinstance(linear, torch.nn.Linear)
+        groups.append({"params": linear.parameters(), "full_lr": lr * linear.in_features**-0.5})
+    return torch.optim.Adam(groups)
 
 
 @torch.no_grad()

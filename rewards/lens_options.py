@@ -9,6 +9,7 @@ import typer
 
 from decoder.contracts import UserError
 from rewards.augment_methods import COMBINATIONS, METHODS, find_method, method_options
+from rewards.augment_plan import plan
 from rewards.head_options import read_settings
 from rewards.heads import nearest
 
@@ -44,5 +45,7 @@ class AugmentOptions:
         method_options(self.method, self.values())
         if self.combine not in COMBINATIONS:
             raise UserError(f"unknown --combine {self.combine!r}: {nearest(self.combine, COMBINATIONS)}")
-        if not 1 <= self.ratio < float("inf"):
-            raise UserError(f"--ratio {self.ratio:g} must be 1 or more: all pairs over original pairs")
+        plan(
+            self.method, 1000, self.ratio, self.combine, self.copies,
+            synthesises=bool(find_method(self.method).made_by),
+        )  # fmt: skip

@@ -15,9 +15,10 @@ from rich.console import Console
 
 from decoder.models import versions
 from decoder.records import process_peak
-from decoder.terminal import progress_bar
-from rewards.augment import Plan, combined_pairs, plan, synthetic_blocks
+from decoder.terminal import progress
+from rewards.augment import combined_pairs, synthetic_blocks
 from rewards.augment_methods import Synthesiser, make_synthesiser, method_options
+from rewards.augment_plan import Plan, plan
 from rewards.head_material import HeadMaterial, gather
 from rewards.head_options import PairOptions
 from rewards.lens_options import AugmentOptions
@@ -137,14 +138,14 @@ def _write_store(
     write_manifest(folder, store.manifest)
     if synthesiser is None or not planned.n_synthetic:
         return
-    with open_writer(folder, store.manifest) as writer, progress_bar() as progress:
-        task = progress.add_task("synthesising", total=planned.n_synthetic)
+    bar = progress("synthesising", planned.n_synthetic)
+    with open_writer(folder, store.manifest) as writer, bar as advance:
         for first, block in synthetic_blocks(synthesiser, planned, seed):
             rows = slice(keys.n_old + 2 * first, keys.n_old + 2 * (first + len(block)))
             ids, samples = keys.of(rows)
             labels = {name: np.full(len(ids), np.nan) for name in store.manifest.labels}
             writer.append(ids, samples, [""] * len(ids), labels, block.flatten(0, 1))
-            progress.advance(task, len(block))
+            advance(len(block))
 
 
 def _describe(

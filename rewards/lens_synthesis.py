@@ -73,8 +73,8 @@ class Lens:
         posterior = fitted(self.posterior_, "synthesiser")
         found = scores(fitted(self.vae_, "synthesiser"), drawn, pool, posterior, options)
         if options.shared_noise:
-            return drawn[likeliest(found.sum(1), pool, options.oversample)]
-        kept = [likeliest(found[:, side], pool, options.oversample) for side in (0, 1)]
+            found = found.sum(1, keepdim=True).expand(-1, 2)
+        kept = [torch.from_numpy(likeliest(side, pool, options.oversample)) for side in found.unbind(1)]
         return torch.stack([drawn[numbers, side] for side, numbers in enumerate(kept)], 1)
 
     def _noisy(self, sources: Ints, rng: np.random.Generator) -> Tensor:
