@@ -82,7 +82,8 @@ class Lens:
         own, options = self._posteriors(sources), self.options
         shape = (len(sources), 1 if options.shared_noise else 2, options.latent)
         noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) * options.variance**0.5
-        return own.mean + (noise if options.noise == "isotropic" else noise * own.deviation)
+        wide: Tensor = noise if options.noise == "isotropic" else noise * own.deviation
+        return own.mean + wide
 
     def _posteriors(self, sources: Ints) -> Posterior:
         every, own = fitted(self.posterior_, "synthesiser"), torch.from_numpy(sources)

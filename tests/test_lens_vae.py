@@ -31,7 +31,7 @@ def new_vae(dimension: int = 10, latent: int = 4, seed: int = 0) -> LensVae:
 
 
 def factors(n: int = 500, dimension: int = 24, seed: int = 0) -> PairRows:
-    """Pairs of embeddings of four factors, the first of which is larger in the chosen one, and a little noise."""
+    """Pairs of embeddings of four factors, the first larger in the chosen one, and a little noise."""
     rng = np.random.default_rng(seed)
     latent = rng.standard_normal((n, 2, 4))
     latent[:, 0, 0] += 0.7
@@ -101,9 +101,8 @@ def test_without_gamma_it_is_a_plain_vae() -> None:
     dealt[:, 1], other[:, 1] = values[order, 1], noise[order, 1]
     assert torch.allclose(lens_loss(vae, values, noise, plain), lens_loss(vae, dealt, other, plain))
     full = replace(plain, gamma=0.1)
-    assert not torch.allclose(
-        lens_loss(vae, values, noise, full), lens_loss(vae, dealt, other, full), atol=1e-4
-    )
+    apart = lens_loss(vae, values, noise, full) - lens_loss(vae, dealt, other, full)
+    assert apart.abs() > 1e-4
 
 
 @pytest.mark.parametrize("divergence", ["w2", "w2-squared"])
@@ -187,5 +186,5 @@ def test_options_that_cannot_be(options: dict[str, object], said: str) -> None:
 
 def test_a_divergence_without_bound_ends_with_advice() -> None:
     options = replace(QUICK, divergence="w2-squared", lr=1e30)
-    with pytest.raises(UserError, match="lower lr, now 1e[+]30, or gamma, now 0.1"):
+    with pytest.raises(UserError, match=r"lower lr, now 1e\+30, or gamma, now 0.1"):
         fit_lens(factors(100), factors(20, seed=1), options, seed=0)
