@@ -7,7 +7,8 @@
 
 The augmentation ratio, everywhere: pairs to learn from over original pairs to learn from. The pairs to stop
 on are original ones and count in neither. The original pairs always stand first; what is added are other
-combinations of original and synthetic rows (arXiv 2509.26074, E_aug), drawn and never listed.
+combinations of original and synthetic rows (arXiv 2509.26074, E_aug), drawn and never listed. What more
+labels would do: method "none" on more seeds (`PairRows.take` makes the fewer).
 """
 
 from __future__ import annotations

@@ -46,6 +46,11 @@ class PairRows:
         """
         return self.reader(self.pairs[numbers])
 
+    def take(self, numbers: Ints) -> PairRows:
+        """Return those of the pairs, (m,) numbers, in that order."""
+        prompts = None if self.prompts is None else self.prompts[numbers]
+        return replace(self, pairs=self.pairs[numbers], prompts=prompts)
+
     def some(self, most: int) -> Ints:
         """Return the numbers of at most so many pairs, evenly chosen."""
         n = len(self)

@@ -43,15 +43,18 @@ def weights(head: MlpHead) -> list[Tensor]:
     return list(head.mlp_.state_dict().values())
 
 
-@pytest.mark.parametrize("name", ["bt-mlp", "clf-mlp", "bt-linear"])
+WIDTHS: dict[str, tuple[int, ...]] = {"bt-mlp": (32, 32), "clf-mlp": (32,), "bt-linear": ()}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
 def test_ratio_one_is_the_head_without_augmentation(name: str) -> None:
     """Bit for bit, synthesis off; a head finds the pairs to stop on by itself, and they are the same."""
     data = golden(n=400)
     prompts = np.repeat(np.arange(200), 2)
     seeds, stop = hold_out(pair_rows(data.X, data.pairs, prompts), seed=3)
     found = augment("none", seeds, stop, 1, seed=5)
-    alone = make_head(name, epochs=2, seed=3).fit(data.X, data.pairs, prompts)
-    augmented = make_head(name, epochs=2, seed=3).fit(found.embeddings, found.targets)
+    alone = make_head(name, steps=60, widths=WIDTHS[name], seed=3).fit(data.X, data.pairs, prompts)
+    augmented = make_head(name, steps=60, widths=WIDTHS[name], seed=3).fit(found.embeddings, found.targets)
     assert found.plan.ratio == 1
     for one, other in zip(weights(alone), weights(augmented), strict=True):
         assert torch.equal(one, other)
@@ -215,6 +218,17 @@ def test_a_row_is_never_beside_itself() -> None:
         augment("pairing", seeds, stop, (most + 1) / 9)
     with pytest.raises(UserError, match="only 72 under 'cartesian'"):
         augment("pairing", seeds, stop, 10)
+
+
+def test_fewer_pairs_are_taken_with_their_prompts() -> None:
+    some = SEEDS.take(np.array([4, 2]))
+    assert SEEDS.prompts is not None
+    assert some.prompts is not None
+    assert some.prompts.tolist() == SEEDS.prompts[[4, 2]].tolist()
+    assert torch.equal(some.read(np.arange(2)), SEEDS.read(np.array([4, 2])))
+    found = augment("pairing", some, STOP, 2)
+    assert len(found.pairs) == 4
+    assert set(found.pairs.ravel()) == set(some.pairs.ravel())
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
