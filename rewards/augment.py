@@ -72,6 +72,8 @@ def augment(
     original one, ratio - 1 by default. seed: of the fit, the noise and the combinations. Raises UserError
     for names, options and a ratio that cannot be, and for more pairs than there are.
     """
+    if not isinstance(method, str) and options:
+        raise UserError(f"options {', '.join(options)} of a synthesiser that is made already: leave them out")
     synthesiser = make_synthesiser(method, **options) if isinstance(method, str) else method
     named = method if isinstance(method, str) else ""
     wanted = plan(named, len(seeds), ratio, combine, copies, synthesises=synthesiser is not None)

@@ -278,6 +278,8 @@ def test_options_and_combinations_that_are_refused() -> None:
             augment("lens", SEEDS, STOP, 2, **chosen)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="makes no embeddings"):
         augment("pairing", SEEDS, STOP, 2, copies=3)
+    with pytest.raises(UserError, match="made already"):
+        augment(Spy(), SEEDS, STOP, 2, gamma=3)
     with pytest.raises(UserError, match="it has none"):
         augment("none", SEEDS, STOP, 1, gamma=3)
     two = pair_rows(EVERY.embeddings, SEEDS.pairs, None)
