@@ -11,6 +11,7 @@ targets hold.
     python -m eval.bench store --folder DIR
     python -m eval.bench vllm
     python -m eval.bench ensembles STORE --flip-rate 0 0.25
+    python -m eval.bench lens STORE --golden sentiment --output DIR
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import typer
 
 from decoder.cli import make_group, run
 from eval.bench_ensembles_command import LISTS, ensembles
+from eval.bench_lens_command import LENS_LISTS, lens
 
 if TYPE_CHECKING:  # loaded when it runs
     from eval.bench_methods import Plan, Sources
@@ -279,9 +281,10 @@ app = make_group(
         "heads": heads,
         "store": store,
         "ensembles": ensembles,
+        "lens": lens,
         "vllm": vllm,
     },
-    lists={"decode": ("--methods", "--k"), "ensembles": LISTS},
+    lists={"decode": ("--methods", "--k"), "ensembles": LISTS, "lens": LENS_LISTS},
 )
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ Divergence = Literal["w2", "w2-squared"]
 Reconstruction = Literal["sum", "mean"]
 Noise = Literal["isotropic", "posterior"]
 Filter = Literal["none", "posterior", "aggregated", "elbo"]
+DRAWING = ("noise", "variance", "shared_noise", "filter", "oversample", "residual")  # of LENS, not of its fit
 COMBINATIONS = ("cartesian", "within", "cross", "own")
 
 

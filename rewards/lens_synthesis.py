@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.augment_methods import LensOptions
+from decoder.contracts import UserError
+from rewards.augment_methods import DRAWING, LensOptions
 from rewards.fit_lens import LensFigures, fit_lens
 from rewards.heads import fitted
 from rewards.lens_filter import likeliest, scores
@@ -36,6 +37,19 @@ class Lens:
         self.vae_, self.figures_ = fit_lens(pairs, held_out, self.options, seed)
         self._pairs, self.posterior_ = pairs, _encode(self.vae_, pairs)
         return self
+
+    def drawing(self, options: LensOptions) -> Lens:
+        """Return one of the same fit that draws by other options.
+
+        Raises UserError for options of the fit that differ, and where nothing was fitted.
+        """
+        same = replace(self.options, **{name: getattr(options, name) for name in DRAWING})
+        if same != options:
+            raise UserError(f"a fit by {self.options} cannot draw by {options}: fit another")
+        other = Lens(options)
+        other.vae_, other.figures_ = fitted(self.vae_, "synthesiser"), self.figures_
+        other.posterior_, other._pairs = self.posterior_, self._pairs
+        return other
 
     @torch.no_grad()
     def draw(self, sources: Ints, rng: np.random.Generator) -> Tensor:
