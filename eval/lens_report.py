@@ -26,9 +26,10 @@ NOTES = (
     "from; a tenth as many more, of other prompts, to stop on. `ratio`: pairs to learn from over seed pairs; "
     "every head makes as many updates. `share`: of the way from a random sample to the best of n by the "
     "golden reward itself. Brackets hold 95 % bootstrap intervals: seeds and prompts are both drawn with "
-    "replacement, independently, 2,000 times; differences are paired over both. The bootstrap of "
-    "crossed factors errs to the wide side where seeds and prompts interact, and few seeds to the narrow. `real`: as many pairs, all "
-    "labelled. Seconds are of one processor: of the synthesiser's fit, and of synthesis and head together."
+    "replacement, independently, 2,000 times; differences are paired over both. The bootstrap of crossed "
+    "factors errs to the wide side where seeds and prompts interact, and few seeds to the narrow. `real`: as "
+    "many pairs, all labelled. Seconds are of one processor: `fit` of the synthesiser, `rest` of synthesis "
+    "and head."
 )
 TUNING = (
     "Measured on prompts that were held out of those to train on; the test prompts were not looked at. "
