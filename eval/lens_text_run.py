@@ -107,7 +107,7 @@ def _arms(
         for name in ARMS:
             began = time.perf_counter()
             if name == "text":
-                learnt = _with_texts(material, seeds, stop, texts, wanted)
+                learnt: tuple[Any, Any] = _with_texts(material, seeds, stop, texts, wanted)
             else:
                 pairs = seed_pairs(material, size, seed, ratio)[0] if name == "real" else seeds
                 method, options = ("lens", chosen) if name == "lens" else ("none", {})
