@@ -31,6 +31,7 @@ COMMANDS = {
     "relabel": ("rewards.relabel", "Give rows of a store more labels."),
     "merge": ("rewards.merge", "Several stores as one, their files shared."),
     "preference-data": ("rewards.preference_data", "Public preference data as responses and pairs."),
+    "lens": ("rewards.lens", "Augment preference pairs in the space of their embeddings."),
     "train-head": ("rewards.train_head", "Train a reward head on stored embeddings."),
     "score": ("rewards.score", "Score texts or a store with a saved head."),
     "sweep": ("rewards.sweep", "Train and measure thousands of reward heads from one store."),

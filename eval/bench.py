@@ -12,6 +12,7 @@ targets hold.
     python -m eval.bench vllm
     python -m eval.bench soak --minutes 10
     python -m eval.bench ensembles STORE --flip-rate 0 0.25
+    python -m eval.bench lens STORE --golden sentiment --output DIR
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import typer
 
 from decoder.cli import make_group, run
 from eval.bench_ensembles_command import LISTS, ensembles
+from eval.bench_lens_command import LENS_LISTS, lens
 from eval.bench_vllm_commands import soak, vllm
 
 if TYPE_CHECKING:  # loaded when it runs
@@ -265,10 +267,11 @@ app = make_group(
         "heads": heads,
         "store": store,
         "ensembles": ensembles,
+        "lens": lens,
         "vllm": vllm,
         "soak": soak,
     },
-    lists={"decode": ("--methods", "--k"), "ensembles": LISTS},
+    lists={"decode": ("--methods", "--k"), "ensembles": LISTS, "lens": LENS_LISTS},
 )
 
 if __name__ == "__main__":

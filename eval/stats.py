@@ -62,6 +62,38 @@ def paired_difference(
     return difference(statistic_of(new, statistic) - statistic_of(old, statistic), drawn, len(new))
 
 
+def crossed_means(table: ArrayLike, *, seed: int = 0) -> NDArray[Any]:
+    """Return the means (RESAMPLES,) of a table (S, P) whose rows and columns were both drawn anew.
+
+    Rows and, independently of them, columns are drawn with replacement, and a cell counts as often as its row
+    times as often as its column: the bootstrap of two crossed factors, such as seeds and prompts (Owen 2007,
+    "The pigeonhole bootstrap"), whose intervals are too wide rather than too narrow where the two interact.
+    Tables with as many rows or columns draw the same ones. Raises ValueError for an empty table.
+    """
+    cells = np.asarray(table, dtype=float)
+    rows, columns = (_counts(n, seed + place) for place, n in enumerate(cells.shape))
+    found: NDArray[Any] = ((rows @ cells) * columns).sum(1) / cells.size
+    return found
+
+
+def crossed_estimate(table: ArrayLike, *, seed: int = 0) -> Estimate:
+    """Return the mean of a table (S, P) with the interval of `crossed_means`; n counts columns."""
+    cells = np.asarray(table, dtype=float)
+    return estimate(float(cells.mean()), crossed_means(cells, seed=seed), cells.shape[1])
+
+
+def crossed_difference(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> Difference:
+    """Return the mean of `after` less that of `before`, (S, P) each, paired cell by cell, as `crossed_means`.
+
+    Raises ValueError for tables of other shapes or an empty one.
+    """
+    new, old = np.asarray(after, dtype=float), np.asarray(before, dtype=float)
+    if new.shape != old.shape:
+        raise ValueError(f"units do not pair: {new.shape} and {old.shape}")
+    cells = new - old
+    return difference(float(cells.mean()), crossed_means(cells, seed=seed), cells.shape[1])
+
+
 def estimate(value: float, drawn: NDArray[Any], n: int) -> Estimate:
     """Return a value over n units with the 95 % percentile interval of its resamples, (RESAMPLES,)."""
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -120,3 +152,9 @@ def picks(n: int, seed: int = 0) -> NDArray[Any]:
     if not n:
         raise ValueError("no units to resample")
     return np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+
+
+def _counts(n: int, seed: int) -> NDArray[Any]:
+    """Return how often each of n units stands in every resample, (RESAMPLES, n)."""
+    drawn = picks(n, seed) + n * np.arange(RESAMPLES)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n * RESAMPLES).reshape(RESAMPLES, n)

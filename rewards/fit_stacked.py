@@ -161,7 +161,7 @@ class _Stack:
                 average[number].lerp_(parameter.detach()[number], share)
 
     def _is_due(self, member: _Member) -> bool:
-        every = max(member.epoch_steps / 2, FEWEST_STEPS / (2 * self.options.epochs))
+        every = self._most(member) / (2 * self.options.epochs)
         return self.steps % AVERAGE_EVERY == 0 and self.steps % _multiple(every) == 0
 
     def _is_done(self, number: int) -> bool:
@@ -178,8 +178,11 @@ class _Stack:
             member.best, member.waited = MlpFit(mlp, loss, self.steps, self.steps), 0
         else:
             member.waited += 1
-        most = max(self.options.epochs * member.epoch_steps, FEWEST_STEPS)
-        return member.waited >= self.options.patience or self.steps >= most
+        return member.waited >= self.options.patience or self.steps >= self._most(member)
+
+    def _most(self, member: _Member) -> int:
+        """Return how many steps a member makes at most."""
+        return self.options.steps or max(self.options.epochs * member.epoch_steps, FEWEST_STEPS)
 
     def _finished(self, member: _Member) -> MlpFit:
         assert member.best is not None

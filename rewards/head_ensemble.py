@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from decoder.contracts import UserError
 from rewards import artefact
 from rewards.head_files import read_head, save_head
-from rewards.head_inputs import RowReader, split_targets, target_array
+from rewards.head_inputs import RowReader, Split, split_of_pairs, split_targets, target_array
 from rewards.heads import Embeddings, Head, Scores, check_rule, fitted, load_head, make_head, nearest
 from rewards.mlp_head import MlpHead, fit_together
 
@@ -178,12 +178,14 @@ class HeadEnsemble:
         """Return each member's pairs or labels, and their groups."""
         if not self.bootstrap:
             return [y] * self.n_members, [groups] * self.n_members
-        found = target_array(y)
+        found = y.pairs if isinstance(y, Split) and y.pairs is not None else target_array(y)
         if found.ndim != 2:
             raise UserError("bootstrap members draw pairs and were given labels: give pairs (n, 2)")
         owner = np.arange(len(found)) if groups is None else np.unique(groups, return_inverse=True)[1]
         drawn = [_resample(owner, seed) for seed in range(self.seed, self.seed + self.n_members)]
         # What was drawn twice stays on one side of a member's split, because its group is its owner.
+        if isinstance(y, Split):
+            return [split_of_pairs(found[rows], y.held_out) for rows in drawn], [None] * self.n_members
         return [found[rows] for rows in drawn], [owner[rows] for rows in drawn]
 
     def _standardise(self, X: Embeddings, y: Any, groups: ArrayLike | None) -> None:

@@ -101,19 +101,32 @@ def split_targets(y: Any, groups: ArrayLike | None, held_out: float, seed: int) 
     """Return training and held-out targets; what is in one group is on one side.
 
     y: pairs (n, 2) of row numbers, the winner first, or `LabelledPairs`, or labels (N,) of 0 and 1, one a
-    row. groups: (n,) or (N,), of each pair or label, such as its prompt. held_out: the share to stop on.
-    Raises UserError for other shapes, fewer than 10, rows that cannot be, labels other than 0 and 1, and
-    groups that leave a side empty.
+    row; or a `Split`, which is returned as it is. groups: (n,) or (N,), of each pair or label, such as its
+    prompt. held_out: the share to stop on. Raises UserError for other shapes, fewer than 10, rows that cannot
+    be, labels other than 0 and 1, and groups that leave a side empty.
     """
+    if isinstance(y, Split):
+        return y
     targets = target_array(y)
     rng = np.random.default_rng((seed, 1))
     stop = _held_out(len(targets), groups, held_out, rng)
     if targets.ndim == 2:
-        pairs = targets[~stop]
-        labels = np.repeat(np.array([1, 0], dtype=np.float32), len(pairs))
-        return Split(pairs, pairs.T.ravel(), labels, targets[stop])
+        return split_of_pairs(targets[~stop], targets[stop])
     rows = np.flatnonzero(~stop)
     return Split(None, rows, targets[rows].astype(np.float32), _label_pairs(targets, stop, rng))
+
+
+def split_of_pairs(pairs: Ints, held_out: Ints) -> Split:
+    """Return the split of pairs (m, 2) to learn from and (v, 2) to stop on, one or more each.
+
+    Raises UserError for a side that is empty and for rows that cannot be.
+    """
+    for name, side in (("learn from", pairs), ("stop on", held_out)):
+        if not len(side):
+            raise UserError(f"there are no pairs to {name}: give one or more")
+        _checked_pairs(side)
+    labels = np.repeat(np.array([1, 0], dtype=np.float32), len(pairs))
+    return Split(pairs, pairs.T.ravel(), labels, held_out)
 
 
 def score_rows(X: ArrayLike, dimension: int, score: Callable[[Tensor], ArrayLike]) -> Scores:

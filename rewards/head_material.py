@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from decoder.contracts import UserError
 from rewards.annotation import beta_of, expected_flip_rate, reward_scale
+from rewards.head_inputs import Split, split_of_pairs
 from rewards.head_options import GOLDEN, TEST_SHARE, PairOptions
 from rewards.head_store import check_kind
 from rewards.pair_draws import Ints
@@ -49,6 +50,7 @@ class HeadMaterial:
     """Pairs (n, 2) of a store's rows, the winner first, and the rows to judge on.
 
     groups: (n,), the prompt of each pair, or None where pairs have two. about: how they were made, as JSON.
+    stop: (s, 2), given pairs to stop the training on, or None for a share of `pairs`.
     """
 
     store: Store
@@ -56,6 +58,12 @@ class HeadMaterial:
     groups: Ints | None
     held_out: HeldOut
     about: dict[str, Any]
+    stop: Ints | None = None
+
+    @property
+    def targets(self) -> Ints | Split:
+        """Return what a head is fitted on."""
+        return self.pairs if self.stop is None else split_of_pairs(self.pairs, self.stop)
 
 
 def gather(folder: Path, options: PairOptions, seed: int) -> HeadMaterial:
@@ -68,16 +76,20 @@ def gather(folder: Path, options: PairOptions, seed: int) -> HeadMaterial:
     golden = _golden(store, options)
     other = None if options.test is None else _open_test(options.test, store, options)
     train, held_out = _split(store, _usable(store, golden), options, seed)
+    stop = None
     if options.pairs_file is not None:
+        train = _of_other_prompts(store, held_out)
         pairs, theirs, about = _given(store, train, held_out, options.pairs_file)
         groups = _common_groups(store, pairs)
+        if options.stop_pairs is not None:
+            stop = _given(store, train, held_out, options.stop_pairs)[0]
     else:
         assert golden is not None  # which pairs that are given alone can do without
         pairs, about = _draw(store, golden, train, options, seed)
         theirs, groups = NO_PAIRS, None if options.pairing in ACROSS else _common_groups(store, pairs)
     about["rows_without_reward"] = 0 if golden is None else int(np.isnan(golden).sum())
     judged = other or HeldOut(store, held_out, _of_rows(golden, held_out), theirs)
-    return HeadMaterial(store, pairs, groups, judged, about)
+    return HeadMaterial(store, pairs, groups, judged, about, stop)
 
 
 def _golden(store: Store, options: PairOptions) -> Floats | None:
@@ -161,6 +173,12 @@ def _given(store: Store, train: Ints, held_out: Ints, path: Path) -> tuple[Ints,
         "n_pairs_left_out": int((~learnt & ~judged).sum()),
     }
     return pairs[learnt], pairs[judged], about
+
+
+def _of_other_prompts(store: Store, held_out: Ints) -> Ints:
+    """Return all rows whose prompts are not held out: a given preference needs no golden reward."""
+    prompts = store.groups()[0]
+    return np.flatnonzero(~np.isin(prompts, prompts[held_out]))
 
 
 def _common_groups(store: Store, pairs: Ints) -> Ints | None:

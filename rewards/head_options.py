@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -95,6 +95,10 @@ class PairOptions:
             'indices, or {"chosen": {"prompt_id", "sample_index"}, "rejected": {...}}.'
         ),
     ] = None
+    stop_pairs: Annotated[
+        Path | None,
+        typer.Option(help="The like, to stop the training on, instead of a share of the pairs."),
+    ] = None
     test: Annotated[
         Path | None, typer.Option(help="Store to report on, instead of prompts held out of this one.")
     ] = None
@@ -108,6 +112,8 @@ class PairOptions:
             raise UserError(f"unknown pairing {self.pairing!r}: {nearest(self.pairing, PAIRINGS)}")
         if self.pairs_file is not None:
             self._refuse_with_file()
+        elif self.stop_pairs is not None:
+            raise UserError(f"--stop-pairs {self.stop_pairs} belongs to pairs that are given: --pairs-file")
         if self.flip_rate is not None and self.beta is not None:
             raise UserError(
                 f"--flip-rate {self.flip_rate:g} and --beta {self.beta:g} are two ways to say how noisy "
@@ -152,7 +158,11 @@ def parse_settings(head: str, settings: Sequence[str]) -> dict[str, Any]:
     Raises UserError for an unknown head or option, with the nearest ones, a value that does not read as one,
     and an option given twice.
     """
-    kinds = get_type_hints(options_of(head))
+    return read_settings(get_type_hints(options_of(head)), settings)
+
+
+def read_settings(kinds: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return option -> value of texts NAME=VALUE; kinds: option -> type. UserError as `parse_settings`."""
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -167,6 +177,10 @@ def parse_settings(head: str, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str, kind: Any, setting: str) -> Any:
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise UserError(f"--set {setting}: {text!r} is neither true nor false")
+        return text == "true"
     try:
         if kind in (int, float):
             return kind(text)

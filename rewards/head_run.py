@@ -56,7 +56,7 @@ def train(material: HeadMaterial, wanted: HeadOptions, gathering: float = 0.0) -
     head, begin = build(wanted), time.perf_counter()
     source: Embeddings = material.store.embeddings
     with Console(stderr=True).status(f"fitting {wanted.head} on {len(material.pairs)} pairs"):
-        head.fit(source, material.pairs, material.groups)
+        head.fit(source, material.targets, material.groups)
     fitted = time.perf_counter()
     measures = measure(head, material.held_out)
     seconds = {"gather": gathering, "fit": fitted - begin, "measure": time.perf_counter() - fitted}

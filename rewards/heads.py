@@ -42,7 +42,8 @@ class MlpOptions:
     and loser 0. widths: of the hidden ReLU layers; () is linear, (256, 256) the paper's text, (1024, 512)
     its released code. lr, weight_decay: AdamW's for a layer of one input; with n inputs, whose weights are of
     size n^-0.5, lr n^-0.5 and weight_decay n^0.5. batch_pairs: pairs a step, or twice as many responses.
-    epochs: at most; where they are fewer than 400 steps, those. patience: half epochs without a better
+    epochs: at most; where they are fewer than 400 steps, those. steps: at most, however many pairs there are,
+    so that heads on few and many pairs make as many; 0 for `epochs`. patience: half epochs without a better
     held-out loss. held_out: the share of pairs to stop on. precision: of matrix products in training;
     bfloat16 is fast where the processor has instructions for it. seed: of weights, batches and split.
     """
@@ -53,6 +54,7 @@ class MlpOptions:
     weight_decay: float = 0.3
     batch_pairs: int = 128
     epochs: int = 8
+    steps: int = 0
     patience: int = 4
     held_out: float = 0.05
     precision: Precision = "float32"
@@ -62,7 +64,7 @@ class MlpOptions:
         _one_of("loss", self.loss, get_args(Loss))
         _one_of("precision", self.precision, get_args(Precision))
         _positive(self, ("lr", "batch_pairs", "epochs", "patience"))
-        _at_least_zero(self, ("weight_decay", "seed"))
+        _at_least_zero(self, ("weight_decay", "steps", "seed"))
         _share(self.held_out)
         if any(width < 1 for width in self.widths):
             raise UserError(f"widths {list(self.widths)}: each hidden layer needs 1 unit or more")

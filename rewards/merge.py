@@ -9,7 +9,6 @@ A store has one writer at a time, so that many workers write many stores.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,18 +66,10 @@ def _require_distinct(stores: Sequence[Store]) -> None:
 
 def _write(stores: Sequence[Store], folder: Path) -> None:
     """Fill the folder with links to all shards, numbered anew, the log and the manifest."""
-    from rewards.durable import share
     from rewards.store_manifest import write_manifest
-    from rewards.store_shards import LOG, name_of
+    from rewards.store_shards import share_shards
 
-    shards = [(store, shard) for store in stores for shard in store.shards]
-    lines = []
-    for number, (store, shard) in enumerate(shards):
-        renamed = replace(shard, name=name_of(number))
-        for source, target in zip(shard.files, renamed.files, strict=True):
-            share(store.folder / source, folder / target)
-        lines.append(renamed.line())
-    (folder / LOG).write_bytes(b"".join(lines))
+    share_shards([(store.folder, shard) for store in stores for shard in store.shards], folder)
     write_manifest(folder, stores[0].manifest)
 
 

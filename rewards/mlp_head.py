@@ -60,8 +60,9 @@ class MlpHead:
         """Learn from pairs of embeddings and return itself.
 
         X: (N, D), or a function that returns the embeddings (m, D) of rows (m,) int64. y: pairs (n, 2) of
-        rows, the winner first, or `LabelledPairs`; for the loss "clf" also labels (N,) of 0 and 1. groups:
-        (n,), the prompt of each pair; held-out pairs share none with the others. Raises UserError for
+        rows, the winner first, or `LabelledPairs`; for the loss "clf" also labels (N,) of 0 and 1; or a
+        `Split` that says which pairs to stop on. groups: (n,), the prompt of each pair; held-out pairs share
+        none with the others. Raises UserError for
         pairs, rows or embeddings that cannot be used.
         """
         fit_together([self], X, [y], [groups])

@@ -20,7 +20,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from decoder.contracts import UserError
-from rewards.durable import sync_folder, write_temporary
+from rewards.durable import share, sync_folder, write_temporary
 from rewards.store_manifest import Manifest
 from rewards.store_rows import TORCH_DTYPES, Rows, arrow
 
@@ -70,6 +70,17 @@ def write_shard(folder: Path, name: str, rows: Rows) -> Shard:
         half.replace(path)
     sync_folder(folder)
     return Shard(name, len(rows), len(embeddings), _sha256(embeddings), len(columns), _sha256(columns))
+
+
+def share_shards(shards: Sequence[tuple[Path, Shard]], folder: Path) -> None:
+    """Fill a folder with links to the shards of stores, numbered anew, and their log. May raise OSError."""
+    lines = []
+    for number, (source, shard) in enumerate(shards):
+        renamed = replace(shard, name=name_of(number))
+        for old, new in zip(shard.files, renamed.files, strict=True):
+            share(source / old, folder / new)
+        lines.append(renamed.line())
+    (folder / LOG).write_bytes(b"".join(lines))
 
 
 def read_log(folder: Path) -> tuple[tuple[Shard, ...], int]:
