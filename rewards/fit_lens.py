@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from decoder.contracts import UserError
-from rewards.augment_methods import LensOptions
+from rewards.augment_options import LensOptions
 from rewards.fit_embedding_head import standardisation
 from rewards.lens_vae import LensVae, Posterior, kl_to_prior, lens_loss, w2
 from rewards.pair_rows import PairRows, read_some

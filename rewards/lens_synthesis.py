@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.augment_methods import LensOptions
+from rewards.augment_options import LensOptions
 from rewards.fit_lens import LensFigures, fit_lens
 from rewards.heads import fitted
 from rewards.lens_filter import likeliest, scores

@@ -4,7 +4,7 @@
     L_VAE(e) = reconstruction(e, g(z)) + beta * KL(q(z | e) || N(0, 1)),  z ~ q(z | e) = N(mu, sigma^2)
 
 Source: arXiv 2509.26074, section 3. It does not say the widths, the activation, how the reconstruction is
-summed, nor beta: those are ours, as `rewards.augment_methods.LensOptions` says.
+summed, nor beta: those are ours, as `rewards.augment_options.LensOptions` says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rewards.augment_methods import LensOptions
+from rewards.augment_options import LensOptions
 
 LOG_VARIANCE = (-12.0, 8.0)  # of a posterior; past them its exponential says nothing in float32
 SMALLEST = 1e-12  # of a squared distance whose root is differentiated
