@@ -15,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decoder.contracts import UserError
-from rewards.augment_options import GaussianOptions, LensOptions, MixupOptions, NoOptions, PerturbationOptions
+from rewards.augment_options import (
+    ConditionalOptions,
+    ConsistentOptions,
+    DifferenceOptions,
+    FlowOptions,
+    GaussianOptions,
+    LensOptions,
+    MixupOptions,
+    NoOptions,
+    PerturbationOptions,
+)
 from rewards.heads import nearest
 
 if TYPE_CHECKING:  # commands read the names before they know whether they need torch
@@ -67,6 +77,21 @@ METHODS: Mapping[str, Method] = {
     "lens": Method(_LENS, LensOptions, {}, "Decoded from noisy latents of a VAE: the paper's form."),
     "lens-residual": Method(
         _LENS, LensOptions, {"residual": True}, "The embedding plus what noise in its latent changes."
+    ),
+    "lens-conditional": Method(
+        "rewards.lens_conditional:Conditional", ConditionalOptions, {},
+        "Decoded from noisy latents of a VAE that knows the side and the pair's other text.",
+    ),
+    "lens-difference": Method(
+        "rewards.lens_difference:Difference", DifferenceOptions, {},
+        "One text of the pair plus a noisy difference of the two.",
+    ),
+    "lens-flow": Method(
+        "rewards.lens_flow:Flow", FlowOptions, {}, "The embedding moved by noise behind a normalising flow."
+    ),
+    "lens-consistent": Method(
+        "rewards.lens_consistent:Consistent", ConsistentOptions, {},
+        "Those draws of another method that reward heads order as they are labelled.",
     ),
     "perturbation": Method(
         "rewards.augment_baselines:Perturbation", PerturbationOptions, {}, "Noise on the embedding itself."

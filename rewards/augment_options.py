@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from decoder.contracts import UserError
-from rewards.heads import nearest
+from rewards.heads import nearest, options_of
 
 Divergence = Literal["w2", "w2-squared"]
 Reconstruction = Literal["sum", "mean"]
 Noise = Literal["isotropic", "posterior"]
 Filter = Literal["none", "posterior", "aggregated", "elbo"]
+AnyNoise = Literal["isotropic", "posterior", "prior"]
+Condition = Literal["pair", "side"]
+DifferenceModel = Literal["gaussian", "vae"]
+Anchor = Literal["rejected", "chosen", "middle"]
+Keep = Literal["confident", "best"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +53,10 @@ class LensOptions:
     lr: float = 0.1
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("divergence", Divergence), ("reconstruction", Reconstruction), ("noise", Noise),
-            ("filter", Filter),
-        ):  # fmt: skip
-            if getattr(self, name) not in get_args(kind):
-                raise UserError(
-                    f"{name} {getattr(self, name)!r}: {nearest(getattr(self, name), get_args(kind))}"
-                )
+        _one_of(self, divergence=Divergence, reconstruction=Reconstruction, noise=Noise, filter=Filter)
         _above(self, 1, ("latent", "hidden", "oversample", "steps", "batch_pairs"))
         _above(self, 0, ("beta", "gamma", "variance"))
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr {self.lr} must be a number above 0")
+        _positive(self, ("lr",))
         if self.gamma and not self.beta:
             raise UserError(
                 f"gamma {self.gamma:g} with beta 0: nothing would bound the divergence; give beta above 0"
@@ -90,8 +87,131 @@ class MixupOptions:
     alpha: float = 0.4
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise UserError(f"alpha {self.alpha} must be a number above 0")
+        _positive(self, ("alpha",))
+
+
+@dataclass(frozen=True, slots=True)
+class _VaeOptions:
+    """Of autoencoders and what is like them.
+
+    latent, hidden, beta, reconstruction, variance, steps, batch_pairs, lr: as in `LensOptions`. noise: also
+    "prior", z of N(0, 1) in place of what the text says, which no variance changes. residual: as there.
+    """
+
+    latent: int = 16
+    hidden: int = 64
+    beta: float = 1.0
+    reconstruction: Reconstruction = "sum"
+    noise: AnyNoise = "posterior"
+    variance: float = 1.0
+    residual: bool = True
+    steps: int = 600
+    batch_pairs: int = 128
+    lr: float = 0.1
+
+    def __post_init__(self) -> None:
+        _one_of(self, reconstruction=Reconstruction, noise=AnyNoise)
+        _above(self, 1, ("latent", "hidden", "steps", "batch_pairs"))
+        _above(self, 0, ("beta", "variance"))
+        _positive(self, ("lr",))
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionalOptions(_VaeOptions):
+    """Hyper-parameters of a conditional autoencoder, which `_VaeOptions` describes but for:
+
+    condition: what encoder and decoder see beside the embedding and the latent: "side", chosen or rejected;
+    or "pair", the side and the embedding of the pair's other text.
+    """
+
+    condition: Condition = "pair"
+
+    def __post_init__(self) -> None:
+        _VaeOptions.__post_init__(self)
+        _one_of(self, condition=Condition)
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceOptions(_VaeOptions):
+    """Hyper-parameters of a model of differences, which `_VaeOptions` describes but for:
+
+    model: "gaussian", of a covariance of rank `latent` beside noise, in closed form, to which hidden, beta,
+    reconstruction, steps, batch_pairs and lr say nothing; or "vae". anchor: which text of the original pair
+    stays as it is: "rejected", "chosen", or neither, but what is in their "middle".
+    """
+
+    model: DifferenceModel = "gaussian"
+    anchor: Anchor = "rejected"
+
+    def __post_init__(self) -> None:
+        _VaeOptions.__post_init__(self)
+        _one_of(self, model=DifferenceModel, anchor=Anchor)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowOptions:
+    """Hyper-parameters of a normalising flow.
+
+    latent: principal components that it moves, 2 or more; what is outside them stays. layers: of coupling.
+    hidden: width of a layer's network. sides: whether the networks see which side an embedding is of.
+    variance: of the noise on z, 1 under the flow. steps, batch_pairs, lr: as in `LensOptions`.
+    """
+
+    latent: int = 32
+    layers: int = 6
+    hidden: int = 32
+    sides: bool = True
+    variance: float = 0.1
+    steps: int = 600
+    batch_pairs: int = 128
+    lr: float = 0.03
+
+    def __post_init__(self) -> None:
+        _above(self, 2, ("latent",))
+        _above(self, 1, ("layers", "hidden", "steps", "batch_pairs"))
+        _above(self, 0, ("variance",))
+        _positive(self, ("lr",))
+
+
+@dataclass(frozen=True, slots=True)
+class ConsistentOptions:
+    """Of draws that must agree with reward heads fitted on the original pairs.
+
+    inner: the method that draws, and inner_options: its own, as "variance=0.1 noise=posterior". head: the
+    judges' kind, a name of `rewards.heads.HEADS`. folds: shares of the prompts, each judged by heads that
+    learnt from the others; with 1 they judge what they have learnt. members: judges of a share. oversample:
+    draws a pair that is kept. keep: the first "confident" one, or the "best" by the judges. kappa: a draw is
+    as sure as the judges' mean margin less kappa times its deviation over them; confident: above 0.
+    """
+
+    inner: str = "lens-residual"
+    inner_options: str = ""
+    head: str = "bt-mlp"
+    folds: int = 3
+    members: int = 3
+    oversample: int = 4
+    keep: Keep = "confident"
+    kappa: float = 1.0
+
+    def __post_init__(self) -> None:
+        from rewards.augment_methods import find_method  # which names this record
+
+        _one_of(self, keep=Keep)
+        _above(self, 1, ("folds", "members", "oversample"))
+        _above(self, 0, ("kappa",))
+        options_of(self.head)  # an unknown name is refused
+        if not find_method(self.inner).made_by:
+            raise UserError(f"inner {self.inner!r} makes no embeddings to filter: give lens-residual, say")
+        self.of_inner()
+
+    def of_inner(self) -> dict[str, Any]:
+        """Return option -> value of the inner method. Raises UserError for what cannot be."""
+        from rewards.augment_methods import find_method, method_options
+        from rewards.head_options import read_settings
+
+        found = read_settings(get_type_hints(find_method(self.inner).kind), self.inner_options.split())
+        method_options(self.inner, found)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +224,17 @@ def _above(options: Any, least: int, names: tuple[str, ...]) -> None:
         value = getattr(options, name)
         if not least <= value < math.inf:
             raise UserError(f"{name} {value} must be a number of {least} or more")
+
+
+def _positive(options: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not 0 < getattr(options, name) < math.inf:
+            raise UserError(f"{name} {getattr(options, name)} must be a number above 0")
+
+
+def _one_of(options: Any, **kinds: Any) -> None:
+    for name, kind in kinds.items():
+        if getattr(options, name) not in get_args(kind):
+            raise UserError(
+                f"{name} {getattr(options, name)!r}: {nearest(getattr(options, name), get_args(kind))}"
+            )
