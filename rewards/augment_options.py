@@ -120,8 +120,8 @@ class _VaeOptions:
 class ConditionalOptions(_VaeOptions):
     """Hyper-parameters of a conditional autoencoder, which `_VaeOptions` describes but for:
 
-    condition: what encoder and decoder see beside the embedding and the latent: "side", chosen or rejected;
-    or "pair", the side and the embedding of the pair's other text.
+    condition: what is known of a text beforehand: "side", chosen or rejected; or "pair", the side and the
+    embedding of the pair's other text.
     """
 
     condition: Condition = "pair"
@@ -158,13 +158,13 @@ class FlowOptions:
     """
 
     latent: int = 32
-    layers: int = 6
-    hidden: int = 32
+    layers: int = 4
+    hidden: int = 16
     sides: bool = True
     variance: float = 0.1
     steps: int = 600
     batch_pairs: int = 128
-    lr: float = 0.03
+    lr: float = 0.003
 
     def __post_init__(self) -> None:
         _above(self, 2, ("latent",))

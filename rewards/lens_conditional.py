@@ -1,16 +1,16 @@
-"""A conditional autoencoder of preference pairs: each text by what its side and the other text leave open.
+"""A conditional autoencoder of preference pairs: each text by its side and what the other text leaves open.
 
-    e = rho * other + g(z; side, other),  z ~ q(z | e; side, other)
+    e = rho * other + g(z, side),  z ~ q(z | e - rho * other, side)
 
 Why: the 16 latents of LENS must say all of a text, most of which is its prompt's, and lose first what makes
 it the better one, a small part; and decoding forgets which side it decodes. Two texts of one pair share the
-prompt. Given the other, latents are left with what differs, and given the side, the decoder keeps what the
-sides differ by on average however narrow the latents are. Of the two readings of "conditional", the side
-alone (`condition="side"`) and the whole pair (the default), the second contains the first.
+prompt. Less what the other one says of it, latents are left with what differs; and told the side, the decoder
+keeps what the sides differ by on average however narrow the latents are. The other text enters by one number,
+rho, the correlation of the two, and not as a second input: a network of 2 D inputs learns a few hundred pairs
+by heart.
 
 Source: conditional variational autoencoders, Sohn, Lee and Yan (NeurIPS 2015); the latent, the noise and the
-residual form are those of LENS (arXiv 2509.26074). rho is ours: the correlation of the two texts of a pair,
-the best guess of one from the other by one number, so that networks need not learn to copy.
+residual form are those of LENS (arXiv 2509.26074); rho is ours.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from rewards.lens_vae import LensVae, Posterior, vae_loss
 from rewards.pair_draws import Ints
 from rewards.pair_rows import PairRows, read_some
 
-UNHEARD = 0.01  # of `side` below which the decoder does not hear its side
+UNHEARD = 0.02  # of `side` below which the decoder does not hear its side
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionalFigures(VaeFigures):
     """As `VaeFigures`, of embeddings less rho times the other's; and:
 
-    rho: see above, 0 where the side alone is a condition. side: how far g moves when it is told the other
+    rho: see above; 0 where the other text is not looked at. side: how far g moves when it is told the other
     side, over how far a pair's texts are apart.
     """
 
@@ -69,13 +69,12 @@ class Conditional:
     def fit(self, pairs: PairRows, held_out: PairRows, seed: int) -> Conditional:
         """Fit the autoencoder, and return itself. UserError as `fit_model` raises it."""
         options = self.options
-        condition = 1 if options.condition == "side" else 1 + pairs.dimension
-        vae = new_vae(pairs, options.latent, options.hidden, seed, condition)
+        vae = new_vae(pairs, options.latent, options.hidden, seed, condition=1)
         train = vae.standardised(read_some(pairs, MEASURED_PAIRS))
         self.rho_ = _correlation(train) if options.condition == "pair" else 0.0
 
         def loss(vae: LensVae, values: Tensor, noise: Tensor) -> Tensor:
-            found, _ = vae_loss(vae, self._left_open(values), noise, options, self._condition(values))
+            found, _ = vae_loss(vae, self._left_open(values), noise, options, _sides(values))
             return found.sum(1).mean()
 
         best = fit_model(vae, loss, pairs, held_out, options, seed)
@@ -92,7 +91,7 @@ class Conditional:
         """
         vae = fitted(self.vae_, "synthesiser")
         values = vae.standardised(fitted(self._pairs, "synthesiser").read(sources))
-        condition, posterior = self._condition(values), self._posterior(values)
+        condition, posterior = _sides(values), self._posterior(values)
         latents = noisy(posterior, self.options.noise, self.options.variance, rng)
         start = self._partner(values)
         if self.options.residual:
@@ -107,11 +106,6 @@ class Conditional:
         """Return what is wrong with the latents."""
         return fitted(self.figures_, "synthesiser").warnings()
 
-    def _condition(self, values: Tensor) -> Tensor:
-        """Return what encoder and decoder see (n, 2, C) beside standardised pairs (n, 2, D)."""
-        side = torch.tensor([[1.0], [-1.0]]).expand(len(values), 2, 1)
-        return side if self.options.condition == "side" else torch.cat([values.flip(1), side], -1)
-
     def _partner(self, values: Tensor) -> Tensor:
         return self.rho_ * values.flip(1)
 
@@ -120,21 +114,25 @@ class Conditional:
         return values - self._partner(values)
 
     def _posterior(self, values: Tensor) -> Posterior:
-        return fitted(self.vae_, "synthesiser").encode(self._left_open(values), self._condition(values))
+        return fitted(self.vae_, "synthesiser").encode(self._left_open(values), _sides(values))
 
     @torch.no_grad()
     def _measure(self, best: Best[LensVae], held_out: Tensor, train: Tensor) -> ConditionalFigures:
         vae, sides = best.model, []
         for values in (held_out, train):
             posterior = self._posterior(values)
-            decoded = vae.decode(posterior.mean, self._condition(values))
+            decoded = vae.decode(posterior.mean, _sides(values))
             sides.append((self._left_open(values), decoded, posterior))
-        told = self._condition(held_out)
-        other = torch.cat([told[..., :-1], -told[..., -1:]], -1)
-        moved = (vae.decode(sides[0][2].mean, other) - sides[0][1]).norm(dim=-1).mean()
+        other = vae.decode(sides[0][2].mean, -_sides(held_out))
+        moved = (other - sides[0][1]).norm(dim=-1).mean()
         apart = (held_out[:, 0] - held_out[:, 1]).norm(dim=-1).mean()
         plain = vae_figures(best, sides[0], sides[1])
         return ConditionalFigures(**plain.as_json(), rho=self.rho_, side=float(moved / apart))
+
+
+def _sides(values: Tensor) -> Tensor:
+    """Return (n, 2, 1) for pairs (n, 2, D): 1 for the chosen text, -1 for the rejected."""
+    return torch.tensor([[1.0], [-1.0]]).expand(len(values), 2, 1)
 
 
 def _correlation(values: Tensor) -> float:

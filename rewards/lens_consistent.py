@@ -11,6 +11,7 @@ Sources: synthetic data filtered by a model trained on the seed, as in round-tri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -107,7 +108,8 @@ class Consistent:
         options = self.options
         learnt = pairs.pairs[(self._folds != fold) | (options.folds == 1)]
         ensemble = HeadEnsemble(make_head(options.head), options.members, seed=seed + fold * options.members)
-        return ensemble.fit(pairs.embeddings, split_of_pairs(learnt, held_out.pairs))
+        stop = held_out.pairs + pairs.n_rows
+        return ensemble.fit(_both(pairs, held_out), split_of_pairs(learnt, stop))
 
     def _judged(self, sources: Ints, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.float32]]:
         """Return `oversample` draws of each source (n, k, 2, D), and how sure judges are of them (n, k)."""
@@ -140,6 +142,20 @@ class Consistent:
         real = self.margins(pairs.read(some), some).mean(0)
         kept = sure[np.arange(len(some)), places]
         return ConsistentFigures(float((real > 0).mean()), float((sure > 0).mean()), float((kept > 0).mean()))
+
+
+def _both(pairs: PairRows, held_out: PairRows) -> Callable[[Ints], Tensor]:
+    """Return what reads rows (m,) of the pairs, and from their `n_rows` on those of the others: (m, D)."""
+
+    def read(rows: Ints) -> Tensor:
+        found = torch.empty(len(rows), pairs.dimension)
+        own = rows < pairs.n_rows
+        for side, chosen_rows, first in ((pairs, own, 0), (held_out, ~own, pairs.n_rows)):
+            if chosen_rows.any():
+                found[torch.from_numpy(chosen_rows)] = side.reader(rows[chosen_rows] - first)
+        return found
+
+    return read
 
 
 def folds(pairs: PairRows, n_folds: int, seed: int) -> Ints:

@@ -64,7 +64,7 @@ class Standardised(nn.Module):
 class LensVae(Standardised):
     """Encoder D - hidden - 2 L and decoder L - hidden - D, GELU between; D numbers standardised.
 
-    With a condition of C numbers both see it: linear in it, it adds to what they make of their own input.
+    With a condition of C numbers both see it beside their own input.
     """
 
     def __init__(
@@ -72,31 +72,29 @@ class LensVae(Standardised):
     ) -> None:
         """Make one with random weights; a new one's posteriors are near the prior."""
         super().__init__(dimension)
-        self.encoder = nn.ModuleList([nn.Linear(dimension, hidden), nn.Linear(hidden, 2 * latent)])
-        self.decoder = nn.ModuleList([nn.Linear(latent, hidden), nn.Linear(hidden, dimension)])
-        # layers of their own, so that many numbers of a condition do not drown the few of a latent
-        self.conditions = nn.ModuleList(nn.Linear(condition, hidden) for _ in range(2 if condition else 0))
-        for linear in (*self.encoder, *self.decoder, *self.conditions):
+        self.encoder = nn.ModuleList(
+            [nn.Linear(dimension + condition, hidden), nn.Linear(hidden, 2 * latent)]
+        )
+        self.decoder = nn.ModuleList([nn.Linear(latent + condition, hidden), nn.Linear(hidden, dimension)])
+        for linear in (*self.encoder, *self.decoder):
             assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
             nn.init.zeros_(linear.bias)
 
     def encode(self, values: Tensor, condition: Tensor | None = None) -> Posterior:
         """Return the posteriors of standardised embeddings (..., D), under conditions (..., C)."""
-        hidden = functional.gelu(self.encoder[0](values) + self._heard(0, condition))
+        hidden = functional.gelu(self.encoder[0](_beside(values, condition)))
         mean, log_variance = self.encoder[1](hidden).chunk(2, -1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE))
 
     def decode(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return g(z), standardised (..., D), of latents (..., L), under conditions (..., C)."""
-        hidden = functional.gelu(self.decoder[0](latents) + self._heard(1, condition))
-        decoded: Tensor = self.decoder[1](hidden)
+        decoded: Tensor = self.decoder[1](functional.gelu(self.decoder[0](_beside(latents, condition))))
         return decoded
 
-    def _heard(self, place: int, condition: Tensor | None) -> Tensor | float:
-        """Return what a condition adds (..., hidden) in the encoder (place 0) or decoder (1)."""
-        assert (condition is None) == (not self.conditions), "a condition belongs to an autoencoder with one"
-        return 0.0 if condition is None else self.conditions[place](condition)
+
+def _beside(values: Tensor, condition: Tensor | None) -> Tensor:
+    return values if condition is None else torch.cat([values, condition], -1)
 
 
 def kl_to_prior(posterior: Posterior) -> Tensor:
