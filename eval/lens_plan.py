@@ -9,7 +9,8 @@ from itertools import product
 from typing import Any
 
 from decoder.contracts import UserError
-from rewards.augment_methods import COMBINATIONS, DRAWING, LensOptions, find_method, method_options
+from rewards.augment_methods import COMBINATIONS, find_method, method_options
+from rewards.augment_options import DRAWING, LensOptions
 from rewards.heads import make_head, nearest
 
 REAL = "real"  # more pairs that were labelled, in place of made ones: what augmentation could reach at most

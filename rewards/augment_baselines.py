@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from decoder.contracts import UserError
-from rewards.augment_methods import GaussianOptions, MixupOptions, PerturbationOptions
+from rewards.augment_options import GaussianOptions, MixupOptions, PerturbationOptions
 from rewards.fit_embedding_head import standardisation
 from rewards.heads import fitted
 from rewards.pair_draws import Ints

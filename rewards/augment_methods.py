@@ -1,4 +1,4 @@
-"""Augmentation of preference pairs by name, the options of each method, and the contract they keep.
+"""Augmentation of preference pairs by name, and the contract that every method keeps.
 
 A synthesiser learns from N pairs of embeddings and then makes new pairs out of any of them. What it makes is
 combined into training pairs elsewhere (`rewards/augment.py`), the same way for all of them.
@@ -7,15 +7,25 @@ combined into training pairs elsewhere (`rewards/augment.py`), the same way for 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from decoder.contracts import UserError
+from rewards.augment_options import (
+    ConditionalOptions,
+    ConsistentOptions,
+    DifferenceOptions,
+    FlowOptions,
+    GaussianOptions,
+    LensOptions,
+    MixupOptions,
+    NoOptions,
+    PerturbationOptions,
+)
 from rewards.heads import nearest
 
 if TYPE_CHECKING:  # commands read the names before they know whether they need torch
@@ -23,11 +33,6 @@ if TYPE_CHECKING:  # commands read the names before they know whether they need 
 
     from rewards.pair_rows import PairRows
 
-Divergence = Literal["w2", "w2-squared"]
-Reconstruction = Literal["sum", "mean"]
-Noise = Literal["isotropic", "posterior"]
-Filter = Literal["none", "posterior", "aggregated", "elbo"]
-DRAWING = ("noise", "variance", "shared_noise", "filter", "oversample", "residual")  # of LENS, not of its fit
 COMBINATIONS = ("cartesian", "within", "cross", "own")
 
 
@@ -56,90 +61,6 @@ class Synthesiser(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LensOptions:
-    """Hyper-parameters of LENS (arXiv 2509.26074, section 3). Raises UserError for values that cannot be.
-
-    latent: numbers z of an embedding, the paper's 16. hidden: width of the one hidden layer of encoder and
-    decoder; with 64, 531,616 parameters at D = 4,096, the paper's "0.5 M". reconstruction: squared error of
-    standardised embeddings, "sum" over D halved, with which beta = 1 is the ELBO under a Gaussian of unit
-    variance, or "mean" over D. beta, gamma: of KL and divergence. divergence: "w2" or its square, which with
-    gamma > beta / 4 knows no bound. noise: "isotropic", of this variance (the paper's 0.01), or "posterior":
-    of the text's own posterior's, times this variance. shared_noise: one draw for both sides of a pair.
-    filter: the likelihood by which of `oversample` draws one is kept: its own posterior's, that of all texts
-    of its side, or the ELBO of the embedding read again. residual: e + g(z + noise) - g(z) in place of
-    g(z + noise). steps, batch_pairs: of Adam. lr: for a layer of one
-    input; with n inputs lr n^-0.5, falling to 0.
-    """
-
-    latent: int = 16
-    hidden: int = 64
-    beta: float = 1.0
-    gamma: float = 0.1
-    divergence: Divergence = "w2"
-    reconstruction: Reconstruction = "sum"
-    noise: Noise = "isotropic"
-    variance: float = 0.01
-    shared_noise: bool = False
-    filter: Filter = "elbo"
-    oversample: int = 2
-    residual: bool = False
-    steps: int = 600
-    batch_pairs: int = 128
-    lr: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, kind in (
-            ("divergence", Divergence), ("reconstruction", Reconstruction), ("noise", Noise),
-            ("filter", Filter),
-        ):  # fmt: skip
-            if getattr(self, name) not in get_args(kind):
-                raise UserError(
-                    f"{name} {getattr(self, name)!r}: {nearest(getattr(self, name), get_args(kind))}"
-                )
-        _above(self, 1, ("latent", "hidden", "oversample", "steps", "batch_pairs"))
-        _above(self, 0, ("beta", "gamma", "variance"))
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"lr {self.lr} must be a number above 0")
-        if self.gamma and not self.beta:
-            raise UserError(
-                f"gamma {self.gamma:g} with beta 0: nothing would bound the divergence; give beta above 0"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class PerturbationOptions:
-    """variance: of the noise on each number of an embedding, in units of that number's own variance."""
-
-    variance: float = 0.01
-
-    def __post_init__(self) -> None:
-        _above(self, 0, ("variance",))
-
-
-@dataclass(frozen=True, slots=True)
-class GaussianOptions:
-    """diagonal: whether the numbers of an embedding are drawn independently, not with their covariance."""
-
-    diagonal: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MixupOptions:
-    """alpha: of Beta(alpha, alpha), which says how two pairs are mixed; 0.2 to 0.4 in arXiv 1710.09412."""
-
-    alpha: float = 0.4
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise UserError(f"alpha {self.alpha} must be a number above 0")
-
-
-@dataclass(frozen=True, slots=True)
-class NoOptions:
-    """Of methods that make no embeddings."""
-
-
-@dataclass(frozen=True, slots=True)
 class Method:
     """How a method is made: "module:Class" of its synthesiser, "" for none, and what its name stands for."""
 
@@ -156,6 +77,21 @@ METHODS: Mapping[str, Method] = {
     "lens": Method(_LENS, LensOptions, {}, "Decoded from noisy latents of a VAE: the paper's form."),
     "lens-residual": Method(
         _LENS, LensOptions, {"residual": True}, "The embedding plus what noise in its latent changes."
+    ),
+    "lens-conditional": Method(
+        "rewards.lens_conditional:Conditional", ConditionalOptions, {},
+        "Decoded from noisy latents of a VAE that knows the side and the pair's other text.",
+    ),
+    "lens-difference": Method(
+        "rewards.lens_difference:Difference", DifferenceOptions, {},
+        "One text of the pair plus a noisy difference of the two.",
+    ),
+    "lens-flow": Method(
+        "rewards.lens_flow:Flow", FlowOptions, {}, "The embedding moved by noise behind a normalising flow."
+    ),
+    "lens-consistent": Method(
+        "rewards.lens_consistent:Consistent", ConsistentOptions, {},
+        "Those draws of another method that reward heads order as they are labelled.",
     ),
     "perturbation": Method(
         "rewards.augment_baselines:Perturbation", PerturbationOptions, {}, "Noise on the embedding itself."
@@ -198,10 +134,3 @@ def make_synthesiser(name: str, **options: Any) -> Synthesiser | None:
     module, kind = made_by.split(":")
     found: Synthesiser = getattr(importlib.import_module(module), kind)(values)
     return found
-
-
-def _above(options: Any, least: int, names: tuple[str, ...]) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if not least <= value < math.inf:
-            raise UserError(f"{name} {value} must be a number of {least} or more")

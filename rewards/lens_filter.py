@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.augment_methods import LensOptions
+from rewards.augment_options import LensOptions
 from rewards.lens_vae import LensVae, Posterior, kl_to_prior, reconstruction
 from rewards.pair_draws import Ints
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from decoder.contracts import UserError
-from rewards.augment_methods import DRAWING, LensOptions
+from rewards.augment_options import DRAWING, LensOptions
 from rewards.fit_lens import LensFigures, fit_lens
 from rewards.heads import fitted
 from rewards.lens_filter import likeliest, scores
+from rewards.lens_noise import noisy
 from rewards.lens_vae import LensVae, Posterior
 from rewards.pair_draws import Ints
 from rewards.pair_rows import PairRows
@@ -93,11 +94,10 @@ class Lens:
 
     def _noisy(self, sources: Ints, rng: np.random.Generator) -> Tensor:
         """Return mu + noise (n, 2, L)."""
-        own, options = self._posteriors(sources), self.options
-        shape = (len(sources), 1 if options.shared_noise else 2, options.latent)
-        noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) * options.variance**0.5
-        wide: Tensor = noise if options.noise == "isotropic" else noise * own.deviation
-        return own.mean + wide
+        options = self.options
+        return noisy(
+            self._posteriors(sources), options.noise, options.variance, rng, shared=options.shared_noise
+        )
 
     def _posteriors(self, sources: Ints) -> Posterior:
         every, own = fitted(self.posterior_, "synthesiser"), torch.from_numpy(sources)

@@ -4,18 +4,19 @@
     L_VAE(e) = reconstruction(e, g(z)) + beta * KL(q(z | e) || N(0, 1)),  z ~ q(z | e) = N(mu, sigma^2)
 
 Source: arXiv 2509.26074, section 3. It does not say the widths, the activation, how the reconstruction is
-summed, nor beta: those are ours, as `rewards.augment_methods.LensOptions` says.
+summed, nor beta: those are ours, as `rewards.augment_options.LensOptions` says.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rewards.augment_methods import LensOptions
+from rewards.augment_options import LensOptions, Reconstruction
 
 LOG_VARIANCE = (-12.0, 8.0)  # of a posterior; past them its exponential says nothing in float32
 SMALLEST = 1e-12  # of a squared distance whose root is differentiated
@@ -34,26 +35,17 @@ class Posterior:
         return (self.log_variance / 2).exp()
 
 
-class LensVae(nn.Module):
-    """Encoder D - hidden - 2 L and decoder L - hidden - D, GELU between; D numbers standardised.
-
-    Buffers mean and scale (D,): of the embeddings it was trained on.
-    """
+class Standardised(nn.Module):
+    """A model of standardised embeddings. Buffers mean and scale (D,): of those that it was trained on."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, dimension: int, latent: int, hidden: int, generator: torch.Generator) -> None:
-        """Make one with random weights; a new one's posteriors are near the prior."""
+    def __init__(self, dimension: int) -> None:
+        """Standardise nothing yet."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(dimension))
         self.register_buffer("scale", torch.ones(dimension))
-        self.encoder = nn.ModuleList([nn.Linear(dimension, hidden), nn.Linear(hidden, 2 * latent)])
-        self.decoder = nn.ModuleList([nn.Linear(latent, hidden), nn.Linear(hidden, dimension)])
-        for linear in (*self.encoder, *self.decoder):
-            assert isinstance(linear, nn.Linear)
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
-            nn.init.zeros_(linear.bias)
 
     @property
     def n_parameters(self) -> int:
@@ -61,23 +53,48 @@ class LensVae(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def standardised(self, embeddings: Tensor) -> Tensor:
-        """Return embeddings (..., D) in the units that encoder and decoder work in."""
+        """Return embeddings (..., D) in the units that the model works in."""
         return (embeddings - self.mean) / self.scale
 
     def restored(self, values: Tensor) -> Tensor:
         """Return what `standardised` turns into these values (..., D)."""
         return values * self.scale + self.mean
 
-    def encode(self, values: Tensor) -> Posterior:
-        """Return the posteriors of standardised embeddings (..., D)."""
-        hidden = functional.gelu(self.encoder[0](values))
+
+class LensVae(Standardised):
+    """Encoder D - hidden - 2 L and decoder L - hidden - D, GELU between; D numbers standardised.
+
+    With a condition of C numbers both see it beside their own input.
+    """
+
+    def __init__(
+        self, dimension: int, latent: int, hidden: int, generator: torch.Generator, condition: int = 0
+    ) -> None:
+        """Make one with random weights; a new one's posteriors are near the prior."""
+        super().__init__(dimension)
+        self.encoder = nn.ModuleList(
+            [nn.Linear(dimension + condition, hidden), nn.Linear(hidden, 2 * latent)]
+        )
+        self.decoder = nn.ModuleList([nn.Linear(latent + condition, hidden), nn.Linear(hidden, dimension)])
+        for linear in (*self.encoder, *self.decoder):
+            assert isinstance(linear, nn.Linear)
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
+            nn.init.zeros_(linear.bias)
+
+    def encode(self, values: Tensor, condition: Tensor | None = None) -> Posterior:
+        """Return the posteriors of standardised embeddings (..., D), under conditions (..., C)."""
+        hidden = functional.gelu(self.encoder[0](_beside(values, condition)))
         mean, log_variance = self.encoder[1](hidden).chunk(2, -1)
         return Posterior(mean, log_variance.clamp(*LOG_VARIANCE))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return g(z), standardised (..., D), of latents (..., L)."""
-        decoded: Tensor = self.decoder[1](functional.gelu(self.decoder[0](latents)))
+    def decode(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return g(z), standardised (..., D), of latents (..., L), under conditions (..., C)."""
+        decoded: Tensor = self.decoder[1](functional.gelu(self.decoder[0](_beside(latents, condition))))
         return decoded
+
+
+def _beside(values: Tensor, condition: Tensor | None) -> Tensor:
+    return values if condition is None else torch.cat([values, condition], -1)
 
 
 def kl_to_prior(posterior: Posterior) -> Tensor:
@@ -100,18 +117,28 @@ def w2(one: Posterior, other: Posterior) -> Tensor:
     return torch.where(apart, squared.where(apart, 1.0).sqrt(), 0.0)
 
 
-def reconstruction(values: Tensor, decoded: Tensor, options: LensOptions) -> Tensor:
+class LossOptions(Protocol):
+    """Of L_VAE, as `LensOptions` has them."""
+
+    @property
+    def beta(self) -> float: ...
+    @property
+    def reconstruction(self) -> Reconstruction: ...
+
+
+def reconstruction(values: Tensor, decoded: Tensor, options: LossOptions) -> Tensor:
     """Return the reconstruction loss (...) of standardised embeddings (..., D)."""
     errors = (values - decoded) ** 2
     return errors.mean(-1) if options.reconstruction == "mean" else errors.sum(-1) / 2
 
 
-def vae_loss(vae: LensVae, values: Tensor, noise: Tensor, options: LensOptions) -> tuple[Tensor, Posterior]:
+def vae_loss(
+    vae: LensVae, values: Tensor, noise: Tensor, options: LossOptions, condition: Tensor | None = None
+) -> tuple[Tensor, Posterior]:
     """Return L_VAE (...) of standardised embeddings (..., D), and posteriors; noise: (..., L), normal."""
-    posterior = vae.encode(values)
-    latents = posterior.mean + posterior.deviation * noise
-    loss = reconstruction(values, vae.decode(latents), options) + options.beta * kl_to_prior(posterior)
-    return loss, posterior
+    posterior = vae.encode(values, condition)
+    decoded = vae.decode(posterior.mean + posterior.deviation * noise, condition)
+    return reconstruction(values, decoded, options) + options.beta * kl_to_prior(posterior), posterior
 
 
 def lens_loss(vae: LensVae, values: Tensor, noise: Tensor, options: LensOptions) -> Tensor:

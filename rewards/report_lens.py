@@ -37,8 +37,11 @@ def _lines(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("made", f"{about['n_synthetic']} synthetic pairs; {about['n_stop']} original pairs to stop on"),
     ]
-    if "r2" in about["figures"]:
+    if "separation" in about["figures"]:  # of LENS itself
         lines += _autoencoder(about["figures"])
+    elif about["figures"]:
+        found = [f"{name.replace('_', ' ')} {value:,.4g}" for name, value in about["figures"].items()]
+        lines.append(("found", ", ".join(found)))
     return [*lines, ("time", seconds), ("peak memory", f"{about['peak_memory_mib']} MiB")]
 
 

@@ -23,9 +23,11 @@ from tests.test_lens_vae import factors
 N, D = 120, 24
 EVERY = factors(N, D)
 SEEDS, STOP = hold_out(EVERY)
-QUICK: dict[str, dict[str, Any]] = {
-    name: {"steps": 20, "latent": 4, "hidden": 8} if name.startswith("lens") else {} for name in METHODS
-}
+SMALL = {"steps": 20, "latent": 4, "hidden": 8}
+QUICK: dict[str, dict[str, Any]] = {name: SMALL if name.startswith("lens") else {} for name in METHODS}
+QUICK["lens-consistent"] = {
+    "inner_options": "steps=20 latent=4 hidden=8", "head": "bt-linear", "members": 2, "folds": 2,
+}  # fmt: skip
 MAKING = [name for name in METHODS if name not in ("none", "pairing")]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rewards.augment_methods import METHODS
 from rewards.lens import app
 from rewards.store import Store, open_store
 from rewards.train_head import app as head_app
@@ -140,9 +141,12 @@ def test_the_report_tells_what_was_found_and_what_to_run(store: Path, tmp_path: 
     assert told["figures"]["r2"] < 0.5
 
 
-@pytest.mark.parametrize("method", ["pairing", "lens-residual", "perturbation", "gaussian", "mixup"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("none", "lens")])
 def test_every_method_writes_a_store(method: str, store: Path, tmp_path: Path) -> None:
-    options = QUICK if method.startswith("lens") else ()
+    options: tuple[object, ...] = QUICK if method.startswith("lens") else ()
+    if method == "lens-consistent":
+        inner = " ".join(said for said in QUICK if said != "--set")
+        options = ("--set", f"inner_options={inner}", "--set", "head=bt-linear", "--set", "members=2")
     told = augmented(store, tmp_path / "x", "--method", method, "--ratio", 2, "--combine", "within", *options)
     assert told["n_pairs"] == 2 * told["n_original"]
     new = open_store(tmp_path / "x")
@@ -150,6 +154,7 @@ def test_every_method_writes_a_store(method: str, store: Path, tmp_path: Path) -
     prompts = new.groups()[0][pairs]
     assert (prompts[:, 0] == prompts[:, 1]).all()
     assert (method == "pairing") == (new.n_rows == PROMPTS * SAMPLES)
+    assert bool(told["figures"]) == (method not in ("pairing", "perturbation", "mixup"))
 
 
 def test_pairs_of_two_prompts(store: Path, tmp_path: Path) -> None:
@@ -179,6 +184,9 @@ def test_preferences_of_your_own(lens: Path, tmp_path: Path) -> None:
         (("--set", "gama=1"), "unknown option 'gama': did you mean gamma"),
         (("--set", "residual=yes"), "neither true nor false"),
         (("--set", "filter=best"), "filter 'best'"),
+        (("--method", "lens-consistent", "--set", "inner=pairing"), "inner 'pairing' makes no embeddings"),
+        (("--method", "lens-consistent", "--set", "inner_options=gama=1"), "did you mean gamma"),
+        (("--method", "lens-difference", "--set", "anchor=both"), "anchor 'both'"),
         (("--method", "none"), "method none adds no pairs"),
         (("--method", "pairing", "--copies", 2), "copies 2 of a method that makes no embeddings"),
         (("--stop-pairs", "x"), "--stop-pairs x belongs to pairs that are given"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from decoder.contracts import UserError
-from rewards.augment_methods import LensOptions
+from rewards.augment_options import LensOptions
 from rewards.lens_filter import likeliest, scores
 from rewards.lens_synthesis import Lens
 from rewards.lens_vae import Posterior, kl_to_prior

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decoder.contracts import UserError
-from rewards.augment_methods import LensOptions
+from rewards.augment_options import LensOptions
 from rewards.fit_lens import fit_lens
 from rewards.lens_vae import LensVae, Posterior, kl_to_prior, lens_loss, vae_loss, w2, w2_squared
 from rewards.pair_rows import PairRows, pairs_of
