@@ -48,23 +48,23 @@ def draw_table(lines: Sequence[Line], target: Path) -> None:
 
 
 def draw_ablations(lines: Sequence[Line], target: Path) -> None:
-    """Write the change of reward over each option that was tried, a line a method and combination.
+    """Write reward less that of no augmentation over each number that was tried, a panel an option and size.
 
-    The mean over sizes is not taken: a panel is an option at a size. target: as `draw_table`.
+    A line a method and combination. target: as `draw_table`.
     """
-    told = [(line, _swept(lines, line)) for line in lines if not line.error and line.arm.method != NONE]
+    told = [(line, _swept(lines, line)) for line in lines if NONE in line.differences]
     options = list(dict.fromkeys(name for _, places in told for name, _ in places))
     sizes = sorted({line.n_pairs for line in lines})
     panels: list[tuple[str, Points]] = []
     for option in options:
         for size in sizes:
             points = _points(
-                (f"{line.arm.method}, {line.arm.combine}", value, line.reward)
+                (f"{line.arm.method}, {line.arm.combine}", value, line.differences[NONE])
                 for line, places in told
                 for name, value in places
                 if name == option and line.n_pairs == size
             )
-            panels.append((f"{option}, {size} seed pairs", points))
+            panels.append((f"{option}, {size} seed pairs: golden, minus none", points))
     names = list(dict.fromkeys(name for _, points in panels for name in points))
     looks = {name: _look(place, bare=False) for place, name in enumerate(names)}
     _save(panels, looks, target, "", max(len(sizes), 1))
@@ -74,14 +74,16 @@ def _swept(lines: Sequence[Line], line: Line) -> list[tuple[str, float]]:
     """Return the options in whose panels this line stands, with its value: all tried ones for a default."""
     arm = line.arm
     if arm.options:
-        return [(name, float(value)) for name, value in arm.options]
+        return [(name, float(value)) for name, value in arm.options if not isinstance(value, bool)]
     tried = {name for each in lines for name in _names(each.arm, arm)}
     default = method_options(arm.method, {})
     return [(name, float(getattr(default, name))) for name in sorted(tried)]
 
 
 def _names(other: Arm, arm: Arm) -> Iterable[str]:
-    return other.values if (other.method, other.combine) == (arm.method, arm.combine) else ()
+    if (other.method, other.combine) != (arm.method, arm.combine):
+        return ()
+    return [name for name, value in other.options if not isinstance(value, bool)]
 
 
 def _points(found: Iterable[tuple[str, float, Estimate]]) -> Points:
@@ -125,10 +127,11 @@ def _draw(panel: Axes, points: Points, looks: Mapping[str, Look]) -> None:
     panel.set_xticks(list(places.values()), [f"{x:g}" for x in places])
     if any(estimate.low < 0 < estimate.high for each in points.values() for _, estimate in each):
         panel.axhline(0, color=INK, linewidth=0.9, zorder=1)
-    for number, (name, look) in enumerate(looks.items()):
-        apart = (number - (len(looks) - 1) / 2) * APART * len(places)
-        xs = [places[x] + apart for x, _ in points.get(name, ())]
-        found = [estimate for _, estimate in points.get(name, ())]
+    there = [(name, look) for name, look in looks.items() if name in points]
+    for number, (name, look) in enumerate(there):
+        apart = (number - (len(there) - 1) / 2) * APART * len(places)
+        xs = [places[x] + apart for x, _ in points[name]]
+        found = [estimate for _, estimate in points[name]]
         marker: dict[str, Any] = {"marker": look.marker, "ms": 5.5, "mec": "white", "mew": 0.7}
         values = [each.value for each in found]
         panel.plot(xs, values, color=look.colour, linestyle=look.dashes, linewidth=1.5, zorder=3, **marker)
@@ -151,6 +154,7 @@ def _add_legend(figure: Figure, looks: Mapping[str, Look]) -> None:
         Line2D([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, ms=5.5)
         for look in looks.values()
     ]
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(5, len(looks)), "title_fontsize": 9}
+    columns = max(1, min(len(looks), int(135 / (10 + max(map(len, looks))))))
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "title_fontsize": 9}
     title = "upright bars: 95 % intervals over seeds and prompts"
     figure.legend(keys, list(looks), title=title, frameon=False, handlelength=4, **place)

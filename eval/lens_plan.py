@@ -151,7 +151,7 @@ def table_arms(tuned: Mapping[str, Arm], methods: Sequence[str] = METHODS) -> li
         arm = tuned.get(method, Arm(method, method))
         arm = Arm(method, method, arm.combine, arm.options)
         published = Arm(f"{method}, published", method)
-        if arm.is_lens and (arm.combine, arm.options) != (published.combine, published.options):
+        if method == "lens" and (arm.combine, arm.options) != (published.combine, published.options):
             found.append(published)
         found.append(arm)
     return found

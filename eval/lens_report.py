@@ -66,8 +66,7 @@ def page(bench: LensBench, lines: Sequence[Line], claims: Mapping[str, Target]) 
         parts += [TUNING, table([{"method": m, "chosen": a.name} for m, a in chosen_arms(bench).items()])]
     parts += [table(shown(lines)), f"![Golden reward of the best of n.]({bench.plan.part}.png)"]
     if claims:
-        told = [{"difference": n, "measured": estimate_text(c.measured)} for n, c in claims.items()]
-        parts += ["## Claims", table(told)]
+        parts += ["## Claims", table(_claims(claims))]
     left_out = {line.arm.name: line.error for line in lines if line.error}
     if left_out:
         parts += ["## Left out", table([{"arm": name, "why": why} for name, why in left_out.items()])]
@@ -87,6 +86,15 @@ def _write(folder: Path, bench: LensBench, lines: Sequence[Line], claims: Mappin
             (draw_ablations if part == "ablations" else draw_table)(lines, folder / f"{part}.{ending}")
     if part == "ablations":
         write_tuned(folder, chosen_arms(bench))
+
+
+def _claims(claims: Mapping[str, Target]) -> list[dict[str, str]]:
+    """Return a row a difference, a column a ratio and size."""
+    found: dict[str, dict[str, str]] = {}
+    for name, target in claims.items():
+        place, _, what = name.partition(": ")
+        found.setdefault(what, {"golden reward": what})[place] = estimate_text(target.measured)
+    return list(found.values())
 
 
 def _row(line: Line) -> Row:

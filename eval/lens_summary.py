@@ -103,7 +103,7 @@ def checks(bench: LensBench) -> dict[str, Target]:
         for ratio in bench.plan.ratios:
             for n_pairs in bench.plan.sizes:
                 measured = tables.minus(one, other, ratio, n_pairs)
-                if measured is not None:
+                if measured is not None:  # a report takes ratio and size from before the colon
                     found[f"{ratio:g}x of {n_pairs}: {one} minus {other}"] = Target(measured, 0.0)
     return found
 

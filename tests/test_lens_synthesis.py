@@ -142,3 +142,16 @@ def test_figures_are_json_values(plain: Lens) -> None:
     figures = plain.figures()
     assert {"r2", "r2_train", "kl", "active", "w2", "separation", "second_moment"} <= set(figures)
     assert all(isinstance(value, int | float) for value in figures.values())
+
+
+def test_one_fit_draws_in_other_ways(plain: Lens) -> None:
+    """As a fit of its own does; what changes the fit itself is refused."""
+    options = replace(PLAIN, variance=0.5, filter="elbo", residual=True)
+    alone = Lens(options).fit(PAIRS, HELD_OUT, 0)
+    both = [each.draw(MIXED, np.random.default_rng(1)) for each in (plain.drawing(options), alone)]
+    assert torch.equal(*both)
+    assert plain.options == PLAIN
+    with pytest.raises(UserError, match="fit another"):
+        plain.drawing(replace(options, gamma=0.3))
+    with pytest.raises(UserError, match="not fitted"):
+        Lens(PLAIN).drawing(options)
