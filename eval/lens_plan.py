@@ -17,9 +17,20 @@ REAL = "real"  # more pairs that were labelled, in place of made ones: what augm
 NONE, PAIRING = "none", "pairing"
 PARTS = ("table", "ablations")
 RIVALS = (NONE, PAIRING, "perturbation", "gaussian")  # what the paper claims that LENS beats, and pairing
-METHODS = (NONE, PAIRING, "mixup", "perturbation", "gaussian", "lens", "lens-residual", REAL)
+LENS = ("lens", "lens-residual")  # of the paper's autoencoder
+FORMS = ("lens-conditional", "lens-difference", "lens-flow", "lens-consistent")  # of others
+METHODS = (NONE, PAIRING, "mixup", "perturbation", "gaussian", *LENS, *FORMS, REAL)
 GAMMAS, VARIANCES, LATENTS = (0.0, 0.01, 0.1, 0.5, 1.0), (0.001, 0.01, 0.1, 1.0), (4, 16, 64)
-ALPHAS = (0.1, 0.4, 1.0)
+AXES: Mapping[str, Mapping[str, Sequence[Any]]] = {  # options that are tried, one at a time
+    "mixup": {"alpha": (0.1, 0.4, 1.0)},
+    "perturbation": {"variance": VARIANCES},
+    "gaussian": {"diagonal": (False, True)},
+    **dict.fromkeys(LENS, {"gamma": GAMMAS, "variance": VARIANCES, "latent": LATENTS}),
+    "lens-conditional": {"condition": ("pair", "side"), "variance": (0.1, 1.0)},
+    "lens-difference": {"model": ("gaussian", "vae"), "anchor": ("rejected", "chosen", "middle")},
+    "lens-flow": {"variance": (0.01, 0.1, 1.0)},
+    "lens-consistent": {"inner": ("lens-residual", "lens-conditional"), "keep": ("confident", "best")},
+}
 Values = tuple[tuple[str, Any], ...]
 
 
@@ -47,8 +58,8 @@ class Arm:
 
     @property
     def is_lens(self) -> bool:
-        """Return whether it is LENS, in either form."""
-        return self.method.startswith("lens")
+        """Return whether it is LENS with the paper's autoencoder, in either form."""
+        return self.method in LENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,18 +184,15 @@ def ablation_arms(methods: Sequence[str] = METHODS) -> list[Arm]:
 
 def _options(method: str) -> list[Values]:
     """Return the settings of a method that are tried, the default first."""
-    axes: dict[str, Sequence[Any]] = {"variance": VARIANCES} if method == "perturbation" else {}
-    if method.startswith("lens"):
-        axes = {"gamma": GAMMAS, "variance": VARIANCES, "latent": LATENTS}
-    elif method == "mixup":
-        axes = {"alpha": ALPHAS}
-    elif method == "gaussian":
-        axes = {"diagonal": (False, True)}
-    default = method_options(method, {})
+    default, axes = method_options(method, {}), AXES.get(method, {})
     tried = [((name, v),) for name, values in axes.items() for v in values if v != getattr(default, name)]
     return [(), *tried]
 
 
 def _arm(method: str, combine: str, options: Values = ()) -> Arm:
-    told = [f"{name} {value:g}" if not isinstance(value, bool) else name for name, value in options]
-    return Arm(", ".join([method, combine, *told]), method, combine, options)
+    return Arm(", ".join([method, combine, *map(_told, options)]), method, combine, options)
+
+
+def _told(option: tuple[str, Any]) -> str:
+    name, value = option
+    return name if value is True else f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from eval.bench_lens import LensBench
 from eval.lens_cells import Result
-from eval.lens_plan import NONE, PAIRING, RIVALS, Arm
+from eval.lens_plan import FORMS, LENS, NONE, PAIRING, RIVALS, Arm
 from eval.report import Target
 from eval.stats import Difference, Estimate, crossed_difference, crossed_estimate, crossed_means, estimate
 
@@ -97,7 +97,7 @@ def summarise(bench: LensBench) -> list[Line]:
 def checks(bench: LensBench) -> dict[str, Target]:
     """Return the paper's claims by ratio and size: LENS less each rival, and the rest of its ordering."""
     tables, found = Tables(bench), {}
-    lens = [arm.name for arm in bench.arms if arm.is_lens]
+    lens = [arm.name for arm in bench.arms if arm.method in (*LENS, *FORMS)]
     pairs = [(name, rival) for name in lens for rival in RIVALS] + list(ORDER)
     for one, other in pairs:
         for ratio in bench.plan.ratios:
