@@ -25,7 +25,7 @@ AXES: Mapping[str, Mapping[str, Sequence[Any]]] = {  # options that are tried, o
     "mixup": {"alpha": (0.1, 0.4, 1.0)},
     "perturbation": {"variance": VARIANCES},
     "gaussian": {"diagonal": (False, True)},
-    **dict.fromkeys(LENS, {"gamma": GAMMAS, "variance": VARIANCES, "latent": LATENTS}),
+    **{method: {"gamma": GAMMAS, "variance": VARIANCES, "latent": LATENTS} for method in LENS},
     "lens-conditional": {"condition": ("pair", "side"), "variance": (0.1, 1.0)},
     "lens-difference": {"model": ("gaussian", "vae"), "anchor": ("rejected", "chosen", "middle")},
     "lens-flow": {"variance": (0.01, 0.1, 1.0)},
