@@ -9,6 +9,7 @@ from eval.bench_soak import WAYS, SoakPlan
 
 
 def test_a_short_soak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_soak, "PROMPTS", 3)  # each is asked alone first, with every wish
     rows, checks, _ = bench_soak.bench_soak(SoakPlan(requests=96, clients=16, tokens=8))
     figures = {row["figure"]: row["value"] for row in rows}
     assert sum(figures[f"requests, {way}"] for way in WAYS) == 96
