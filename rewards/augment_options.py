@@ -92,11 +92,13 @@ class MixupOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _VaeOptions:
-    """Of autoencoders and what is like them.
+class ConditionalOptions:
+    """Hyper-parameters of a conditional autoencoder.
 
-    latent, hidden, beta, reconstruction, variance, steps, batch_pairs, lr: as in `LensOptions`. noise: also
-    "prior", z of N(0, 1) in place of what the text says, which no variance changes. residual: as there.
+    latent, hidden, beta, reconstruction, variance, residual, steps, batch_pairs, lr: as in `LensOptions`.
+    noise: also "prior", z of N(0, 1) in place of what the text says, which no variance changes. condition:
+    what is known of a text beforehand: "side", chosen or rejected; or "pair", the side and the embedding of
+    the pair's other text.
     """
 
     latent: int = 16
@@ -109,43 +111,37 @@ class _VaeOptions:
     steps: int = 600
     batch_pairs: int = 128
     lr: float = 0.1
-
-    def __post_init__(self) -> None:
-        _one_of(self, reconstruction=Reconstruction, noise=AnyNoise)
-        _above(self, 1, ("latent", "hidden", "steps", "batch_pairs"))
-        _above(self, 0, ("beta", "variance"))
-        _positive(self, ("lr",))
-
-
-@dataclass(frozen=True, slots=True)
-class ConditionalOptions(_VaeOptions):
-    """Hyper-parameters of a conditional autoencoder, which `_VaeOptions` describes but for:
-
-    condition: what is known of a text beforehand: "side", chosen or rejected; or "pair", the side and the
-    embedding of the pair's other text.
-    """
-
     condition: Condition = "pair"
 
     def __post_init__(self) -> None:
-        _VaeOptions.__post_init__(self)
+        _check_vae(self)
         _one_of(self, condition=Condition)
 
 
 @dataclass(frozen=True, slots=True)
-class DifferenceOptions(_VaeOptions):
-    """Hyper-parameters of a model of differences, which `_VaeOptions` describes but for:
+class DifferenceOptions:
+    """Hyper-parameters of a model of differences; those of an autoencoder as in `ConditionalOptions`.
 
     model: "gaussian", of a covariance of rank `latent` beside noise, in closed form, to which hidden, beta,
     reconstruction, steps, batch_pairs and lr say nothing; or "vae". anchor: which text of the original pair
     stays as it is: "rejected", "chosen", or neither, but what is in their "middle".
     """
 
+    latent: int = 16
+    hidden: int = 64
+    beta: float = 1.0
+    reconstruction: Reconstruction = "sum"
+    noise: AnyNoise = "posterior"
+    variance: float = 1.0
+    residual: bool = True
+    steps: int = 600
+    batch_pairs: int = 128
+    lr: float = 0.1
     model: DifferenceModel = "gaussian"
     anchor: Anchor = "rejected"
 
     def __post_init__(self) -> None:
-        _VaeOptions.__post_init__(self)
+        _check_vae(self)
         _one_of(self, model=DifferenceModel, anchor=Anchor)
 
 
@@ -231,6 +227,13 @@ def _positive(options: Any, names: tuple[str, ...]) -> None:
     for name in names:
         if not 0 < getattr(options, name) < math.inf:
             raise UserError(f"{name} {getattr(options, name)} must be a number above 0")
+
+
+def _check_vae(options: Any) -> None:
+    _one_of(options, reconstruction=Reconstruction, noise=AnyNoise)
+    _above(options, 1, ("latent", "hidden", "steps", "batch_pairs"))
+    _above(options, 0, ("beta", "variance"))
+    _positive(options, ("lr",))
 
 
 def _one_of(options: Any, **kinds: Any) -> None:
