@@ -52,12 +52,13 @@ class SoakPlan:
 
 @dataclass(slots=True)
 class Tally:
-    """What came of it: requests by how they were asked, wrong answers, seconds each, MiB over time."""
+    """What came of it: requests by how they were asked, wrong answers, seconds each and in all, memory."""
 
     asked: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     mib: list[float] = field(default_factory=list)
+    took: float = 0.0
 
 
 def bench_soak(plan: SoakPlan) -> tuple[list[dict[str, Any]], dict[str, Target], dict[str, Any]]:
@@ -65,10 +66,9 @@ def bench_soak(plan: SoakPlan) -> tuple[list[dict[str, Any]], dict[str, Target],
     _require_openai()
     engine = ["--enforce-eager", "--max-model-len", "512", "--max-num-seqs", str(plan.clients)]
     with run_server(["--model", MODEL, "--dtype", plan.dtype], engine) as server:
-        begin, tally = time.monotonic(), Tally()
+        tally = Tally()
         asyncio.run(_soak(server, plan, tally))
-        took = time.monotonic() - begin
-    return _rows(tally, took), _checks(tally), asdict(plan)
+    return _rows(tally), _checks(tally), asdict(plan)
 
 
 def _require_openai() -> None:
@@ -86,7 +86,8 @@ async def _soak(server: Server, plan: SoakPlan, tally: Tally) -> None:
     texts = [prompt.text or "" for prompt in builtin("neutral")][:PROMPTS]
     alone = {asked: await _text(client, asked, plan) for asked in product(texts, WISHES)}
     watch = asyncio.create_task(_watch(server.pid, tally))
-    rng, deadline = random.Random(plan.seed), time.monotonic() + 60 * plan.minutes
+    rng, begin = random.Random(plan.seed), time.monotonic()
+    deadline = begin + 60 * plan.minutes
     with progress("requests", plan.requests or 0) as advance:
 
         async def work() -> None:
@@ -97,6 +98,7 @@ async def _soak(server: Server, plan: SoakPlan, tally: Tally) -> None:
                 advance()
 
         await asyncio.gather(*(work() for _ in range(plan.clients)))
+    tally.took = time.monotonic() - begin
     watch.cancel()
 
 
@@ -160,11 +162,11 @@ async def _watch(pid: int, tally: Tally) -> None:
         await asyncio.sleep(EVERY)
 
 
-def _rows(tally: Tally, took: float) -> list[dict[str, Any]]:
+def _rows(tally: Tally) -> list[dict[str, Any]]:
     figures = {
         **{f"requests, {way}": tally.asked[way] for way in WAYS},
         "wrong answers": len(tally.wrong),
-        "requests/s": tally.asked.total() / took,
+        "requests/s": tally.asked.total() / tally.took,
         "seconds a request, median": float(np.median(tally.seconds)),
         "seconds a request, 95th percentile": float(np.quantile(tally.seconds, 0.95)),
         "MiB after a fifth": _median_mib(tally, 0.2, 0.4),

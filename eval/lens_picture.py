@@ -10,7 +10,7 @@ from decoder.contracts import UserError
 from eval.latency_picture import check_target
 from eval.lens_plan import NONE, Arm
 from eval.lens_summary import Line
-from eval.picture import COLOURS, DASHES, INK, MARKERS, STYLE, WIDTH, Look, style
+from eval.picture import INK, STYLE, WIDTH, Look, look_of, style
 from eval.selection_picture import UNDATED
 from eval.stats import Estimate
 from rewards.augment_methods import method_options
@@ -33,7 +33,7 @@ def draw_table(lines: Sequence[Line], target: Path) -> None:
     """
     ratios = sorted({line.ratio for line in lines if line.arm.name != NONE})
     names = list(dict.fromkeys(line.arm.name for line in lines))
-    looks = {name: _look(place, bare=name == NONE) for place, name in enumerate(names)}
+    looks = {name: BARE if name == NONE else look_of(place) for place, name in enumerate(names)}
     panels: list[tuple[str, Points]] = []
     for ratio in ratios:
         there = [line for line in lines if not line.error and line.ratio in (1.0, ratio)]
@@ -66,7 +66,7 @@ def draw_ablations(lines: Sequence[Line], target: Path) -> None:
             )
             panels.append((f"{option}, {size} seed pairs: golden, minus none", points))
     names = list(dict.fromkeys(name for _, points in panels for name in points))
-    looks = {name: _look(place, bare=False) for place, name in enumerate(names)}
+    looks = {name: look_of(place) for place, name in enumerate(names)}
     _save(panels, looks, target, "", max(len(sizes), 1))
 
 
@@ -137,14 +137,6 @@ def _draw(panel: Axes, points: Points, looks: Mapping[str, Look]) -> None:
         panel.plot(xs, values, color=look.colour, linestyle=look.dashes, linewidth=1.5, zorder=3, **marker)
         for at, each in zip(xs, found, strict=True):
             panel.plot([at, at], each.interval, color=look.colour, linewidth=1.0, alpha=0.6, zorder=2)
-
-
-def _look(place: int, *, bare: bool) -> Look:
-    if bare:
-        return BARE
-    turn = place // len(COLOURS)  # colours and dashes are as many: they must not be paired twice the same
-    dashes = DASHES[(place + 1 + turn) % len(DASHES)]
-    return Look(COLOURS[place % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)], dashes, False)
 
 
 def _add_legend(figure: Figure, looks: Mapping[str, Look]) -> None:

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from decoder.contracts import UserError
 from eval.latency_picture import check_target
-from eval.picture import COLOURS, DASHES, GREY, INK, MARKERS, STYLE, WIDTH, Look, style
+from eval.picture import GREY, INK, STYLE, WIDTH, Look, look_of, style
 from eval.selection import kl_bound
 from eval.selection_picture import UNDATED
 from eval.stats import Estimate
@@ -136,14 +136,8 @@ def _looks(panels: Panels, baseline: str) -> dict[str, Look]:
     """Return each rule's look, the same in every panel; the baseline is black."""
     rules = dict.fromkeys(rule for curves in panels.values() for rule in curves)
     others = [rule for rule in rules if rule != baseline]
-    looks = {rule: _look(others.index(rule)) for rule in others}
+    looks = {rule: look_of(others.index(rule)) for rule in others}
     return {rule: looks.get(rule, BASELINE) for rule in rules}
-
-
-def _look(place: int) -> Look:
-    turn = place // len(COLOURS)  # colours and dashes are as many: they must not be paired twice the same
-    dashes = DASHES[(place + 1 + turn) % len(DASHES)]
-    return Look(COLOURS[place % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)], dashes, False)
 
 
 def _add_legend(figure: Figure, looks: Mapping[str, Look]) -> None:

@@ -62,6 +62,13 @@ class Look:
         return tuple(int(self.colour[i : i + 2], 16) / 255 * 0.6 for i in (1, 3, 5))
 
 
+def look_of(place: int) -> Look:
+    """Return the look of a line by its place among others, 0 the first."""
+    turn = place // len(COLOURS)  # colours and dashes are as many: they must not be paired twice the same
+    dashes = DASHES[(place + 1 + turn) % len(DASHES)]
+    return Look(COLOURS[place % len(COLOURS)], MARKERS[(place + 1) % len(MARKERS)], dashes, False)
+
+
 def draw(
     curves: Sequence[Curve],
     attributes: Sequence[Axis],
