@@ -74,16 +74,19 @@ def _swept(lines: Sequence[Line], line: Line) -> list[tuple[str, float]]:
     """Return the options in whose panels this line stands, with its value: all tried ones for a default."""
     arm = line.arm
     if arm.options:
-        return [(name, float(value)) for name, value in arm.options if not isinstance(value, bool)]
-    tried = {name for each in lines for name in _names(each.arm, arm)}
+        return _number(arm)
+    rivals = [each.arm for each in lines if (each.arm.method, each.arm.combine) == (arm.method, arm.combine)]
     default = method_options(arm.method, {})
-    return [(name, float(getattr(default, name))) for name in sorted(tried)]
+    tried = sorted({name for rival in rivals for name, _ in _number(rival)})
+    return [(name, float(getattr(default, name))) for name in tried]
 
 
-def _names(other: Arm, arm: Arm) -> Iterable[str]:
-    if (other.method, other.combine) != (arm.method, arm.combine):
-        return ()
-    return [name for name, value in other.options if not isinstance(value, bool)]
+def _number(arm: Arm) -> list[tuple[str, float]]:
+    """Return the one option that was set and its value; none for words, and for several at once."""
+    if len(arm.options) != 1:
+        return []
+    name, value = arm.options[0]
+    return [] if isinstance(value, bool | str) else [(name, float(value))]
 
 
 def _points(found: Iterable[tuple[str, float, Estimate]]) -> Points:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 from decoder.contracts import UserError
 from rewards.augment_methods import COMBINATIONS, find_method, method_options
-from rewards.augment_options import DRAWING, LensOptions
+from rewards.augment_options import DRAWING, Divergence, Filter, LensOptions
 from rewards.heads import make_head, nearest
 
 REAL = "real"  # more pairs that were labelled, in place of made ones: what augmentation could reach at most
@@ -21,17 +21,29 @@ LENS = ("lens", "lens-residual")  # of the paper's autoencoder
 FORMS = ("lens-conditional", "lens-difference", "lens-flow", "lens-consistent")  # of others
 METHODS = (NONE, PAIRING, "mixup", "perturbation", "gaussian", *LENS, *FORMS, REAL)
 GAMMAS, VARIANCES, LATENTS = (0.0, 0.01, 0.1, 0.5, 1.0), (0.001, 0.01, 0.1, 1.0), (4, 16, 64)
-AXES: Mapping[str, Mapping[str, Sequence[Any]]] = {  # options that are tried, one at a time
-    "mixup": {"alpha": (0.1, 0.4, 1.0)},
-    "perturbation": {"variance": VARIANCES},
-    "gaussian": {"diagonal": (False, True)},
-    **{method: {"gamma": GAMMAS, "variance": VARIANCES, "latent": LATENTS} for method in LENS},
-    "lens-conditional": {"condition": ("pair", "side"), "variance": (0.1, 1.0)},
-    "lens-difference": {"model": ("gaussian", "vae"), "anchor": ("rejected", "chosen", "middle")},
-    "lens-flow": {"variance": (0.01, 0.1, 1.0)},
-    "lens-consistent": {"inner": ("lens-residual", "lens-conditional"), "keep": ("confident", "best")},
-}
 Values = tuple[tuple[str, Any], ...]
+
+
+def _each(**axes: Sequence[Any]) -> list[Values]:
+    """Return one option at a time, each at all of its values."""
+    return [((name, value),) for name, values in axes.items() for value in values]
+
+
+OF_LENS = [
+    *_each(gamma=GAMMAS, variance=VARIANCES, latent=LATENTS, divergence=get_args(Divergence)),
+    *_each(filter=get_args(Filter)),
+    (("noise", "posterior"), ("variance", 1.0)),  # noise matched to the posterior
+]
+SETTINGS: Mapping[str, Sequence[Values]] = {  # what is tried of each method, beside its defaults
+    "mixup": _each(alpha=(0.1, 0.4, 1.0)),
+    "perturbation": _each(variance=VARIANCES),
+    "gaussian": _each(diagonal=(False, True)),
+    **dict.fromkeys(LENS, OF_LENS),
+    "lens-conditional": _each(condition=("pair", "side"), variance=(0.1, 1.0)),
+    "lens-difference": _each(model=("gaussian", "vae"), anchor=("rejected", "chosen", "middle")),
+    "lens-flow": _each(variance=(0.01, 0.1, 1.0)),
+    "lens-consistent": _each(inner=("lens-residual", "lens-conditional"), keep=("confident", "best")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +181,7 @@ def table_arms(tuned: Mapping[str, Arm], methods: Sequence[str] = METHODS) -> li
 
 
 def ablation_arms(methods: Sequence[str] = METHODS) -> list[Arm]:
-    """Return the arms to choose from: one option at a time off its default, under two combinations."""
+    """Return the arms to choose from: every setting that is tried, under two combinations."""
     found = []
     for method in dict.fromkeys((NONE, PAIRING, *methods)):
         if method in (NONE, REAL):
@@ -184,9 +196,9 @@ def ablation_arms(methods: Sequence[str] = METHODS) -> list[Arm]:
 
 def _options(method: str) -> list[Values]:
     """Return the settings of a method that are tried, the default first."""
-    default, axes = method_options(method, {}), AXES.get(method, {})
-    tried = [((name, v),) for name, values in axes.items() for v in values if v != getattr(default, name)]
-    return [(), *tried]
+    default = method_options(method, {})
+    tried = SETTINGS.get(method, ())
+    return [(), *(s for s in tried if any(value != getattr(default, name) for name, value in s))]
 
 
 def _arm(method: str, combine: str, options: Values = ()) -> Arm:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rewards.augment_options import LensOptions
-from rewards.fit_vae import MEASURED_PAIRS, Best, VaeFigures, collapse, fit_model, new_vae, vae_figures
+from rewards.fit_vae import MEASURED_PAIRS, Best, VaeFigures, fit_model, new_vae, vae_figures
 from rewards.lens_vae import LensVae, Posterior, lens_loss, w2
 from rewards.pair_rows import PairRows, read_some
 
@@ -17,23 +18,29 @@ TOO_WIDE = 4.0  # mean square of latents, 1 under the prior
 
 
 @dataclass(frozen=True, slots=True)
-class LensFigures(VaeFigures):
-    """What a fit found, as `VaeFigures` has it, and of posteriors, on held-out pairs:
+class LensFigures:
+    """What a fit found: vae, and of posteriors, on held-out pairs:
 
     w2, w2_train: mean distance of a pair's. separation: that over the mean distance of two chosen texts'.
     """
 
+    vae: VaeFigures
     w2: float
     w2_train: float
     separation: float
 
+    def as_json(self) -> dict[str, Any]:
+        """Return all figures by name."""
+        found = asdict(self)
+        return {**found.pop("vae"), **found}
+
     def warnings(self) -> list[str]:
         """Return a sentence for collapsed latents, and for sides that were driven too far apart."""
-        found = collapse(self.active, self.latent, self.r2)
-        if self.separation > TOO_APART or self.second_moment > TOO_WIDE:
+        found = self.vae.warnings()
+        if self.separation > TOO_APART or self.vae.second_moment > TOO_WIDE:
             found.append(
                 f"over-separation: a pair's posteriors are {self.separation:.2f} times as far apart as two "
-                f"texts, the latents' mean square is {self.second_moment:.2f}; lower gamma or raise beta"
+                f"texts, the latents' mean square is {self.vae.second_moment:.2f}; lower gamma or raise beta"
             )
         return found
 
@@ -56,12 +63,12 @@ def fit_lens(
 
 @torch.no_grad()
 def _figures(best: Best[LensVae], pairs: PairRows, held_out: PairRows) -> LensFigures:
-    sides = [best.model.standardised(read_some(side, MEASURED_PAIRS)) for side in (held_out, pairs)]
+    sides = [best.model.units.standardised(read_some(side, MEASURED_PAIRS)) for side in (held_out, pairs)]
     found, other = (best.model.encode(side) for side in sides)
     decoded = [best.model.decode(posterior.mean) for posterior in (found, other)]
     plain = vae_figures(best, (sides[0], decoded[0], found), (sides[1], decoded[1], other))
     return LensFigures(
-        **plain.as_json(),
+        plain,
         w2=float(_apart(found).mean()),
         w2_train=float(_apart(other).mean()),
         separation=_separation(found),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from decoder.contracts import UserError
-from rewards.fit_embedding_head import standardisation
-from rewards.lens_vae import LensVae, Posterior, Standardised, kl_to_prior
+from rewards.embedding_units import Units
+from rewards.lens_vae import LensVae, Posterior, kl_to_prior
 from rewards.pair_rows import PairRows, read_some
 
 STATISTICS_PAIRS = 4096  # whose mean and deviation embeddings are standardised by
@@ -37,7 +37,16 @@ class FitOptions(Protocol):
     def lr(self) -> float: ...
 
 
-Model = TypeVar("Model", bound=Standardised)
+class PairModel(Protocol):
+    """A module with parameters to learn, and the units of its embeddings."""
+
+    units: Units
+
+    def modules(self) -> Iterator[nn.Module]: ...
+    def requires_grad_(self, requires_grad: bool = ...) -> Any: ...
+
+
+Model = TypeVar("Model", bound=PairModel)
 Loss = Callable[[Model, Tensor, Tensor], Tensor]  # standardised (n, 2, D), normal noise (n, 2, L) -> ()
 
 
@@ -76,27 +85,22 @@ class VaeFigures:
 
     def warnings(self) -> list[str]:
         """Return a sentence for collapsed latents, and for a model that is worse than none."""
-        return collapse(self.active, self.latent, self.r2)
-
-
-def collapse(active: int, latent: int, r2: float) -> list[str]:
-    """Return a sentence for latents that say nothing, and for a held-out R2 below 0."""
-    found = []
-    if active < latent / 2:
-        found.append(
-            f"posterior collapse: {active} of {latent} latents say anything about a text; "
-            "lower beta or latent"
-        )
-    if r2 < 0:
-        found.append(f"held-out R2 is {r2:.2f}: worse than the mean; give more pairs or fewer steps")
-    return found
+        found = []
+        if self.active < self.latent / 2:
+            found.append(
+                f"posterior collapse: {self.active} of {self.latent} latents say anything about a text; "
+                "lower beta or latent"
+            )
+        if self.r2 < 0:
+            found.append(f"held-out R2 is {self.r2:.2f}: worse than the mean; give more pairs or fewer steps")
+        return found
 
 
 def new_vae(pairs: PairRows, latent: int, hidden: int, seed: int, condition: int = 0) -> LensVae:
     """Return an autoencoder with random weights, which standardises as these pairs ask for."""
     generator = torch.Generator().manual_seed(seed)
     vae = LensVae(pairs.dimension, latent, hidden, generator, condition)
-    vae.mean, vae.scale = standardisation(read_some(pairs, STATISTICS_PAIRS).flatten(0, 1))
+    vae.units = Units.of(read_some(pairs, STATISTICS_PAIRS))
     return vae
 
 
@@ -123,7 +127,7 @@ def fit_model(
         batch, order = order[: options.batch_pairs], order[options.batch_pairs :]
         for group in optimiser.param_groups:
             group["lr"] = group["full_lr"] * min(step / WARM_UP, 1 - (step - 1) / options.steps)
-        values = model.standardised(pairs.read(batch))
+        values = model.units.standardised(pairs.read(batch))
         noise = torch.from_numpy(rng.standard_normal((len(batch), 2, options.latent), dtype=np.float32))
         optimiser.zero_grad()
         loss(model, values, noise).backward()
@@ -137,7 +141,7 @@ class _Stop(Generic[Model]):
     """The held-out loss, with the same noise each time, and the weights where it was lowest."""
 
     def __init__(self, model: Model, loss: Loss[Model], pairs: Tensor, options: FitOptions) -> None:
-        self._model, self._loss, self._values = model, loss, model.standardised(pairs)
+        self._model, self._loss, self._values = model, loss, model.units.standardised(pairs)
         drawn = np.random.default_rng(22).standard_normal((*pairs.shape[:2], options.latent), np.float32)
         self._noise = torch.from_numpy(drawn)
         self.best = Best(model, math.inf, 0)
@@ -148,10 +152,10 @@ class _Stop(Generic[Model]):
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step}: {remedy}")
         if loss < self.best.loss:
-            self.best = Best(copy.deepcopy(self._model).eval().requires_grad_(False), loss, step)
+            self.best = Best(copy.deepcopy(self._model).requires_grad_(False), loss, step)
 
 
-def _optimiser(model: nn.Module, lr: float) -> torch.optim.Adam:
+def _optimiser(model: PairModel, lr: float) -> torch.optim.Adam:
     """Return Adam with rates in units of a layer's weights, n^-0.5 for n inputs: one lr for any dimension."""
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     return torch.optim.Adam(

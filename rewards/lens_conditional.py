@@ -15,7 +15,7 @@ residual form are those of LENS (arXiv 2509.26074); rho is ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,19 +34,25 @@ UNHEARD = 0.02  # of `side` below which the decoder does not hear its side
 
 
 @dataclass(frozen=True, slots=True)
-class ConditionalFigures(VaeFigures):
-    """As `VaeFigures`, of embeddings less rho times the other's; and:
+class ConditionalFigures:
+    """What a fit found: vae, of embeddings less rho times the other's; and:
 
     rho: see above; 0 where the other text is not looked at. side: how far g moves when it is told the other
     side, over how far a pair's texts are apart.
     """
 
+    vae: VaeFigures
     rho: float
     side: float
 
+    def as_json(self) -> dict[str, Any]:
+        """Return all figures by name."""
+        found = asdict(self)
+        return {**found.pop("vae"), **found}
+
     def warnings(self) -> list[str]:
         """Return a sentence for collapsed latents, and for a side that is not heard."""
-        found = VaeFigures.warnings(self)
+        found = self.vae.warnings()
         if self.side < UNHEARD:
             found.append(
                 f"the decoder moves by {self.side:.3f} of a pair's distance when it is told the other side: "
@@ -70,7 +76,7 @@ class Conditional:
         """Fit the autoencoder, and return itself. UserError as `fit_model` raises it."""
         options = self.options
         vae = new_vae(pairs, options.latent, options.hidden, seed, condition=1)
-        train = vae.standardised(read_some(pairs, MEASURED_PAIRS))
+        train = vae.units.standardised(read_some(pairs, MEASURED_PAIRS))
         self.rho_ = _correlation(train) if options.condition == "pair" else 0.0
 
         def loss(vae: LensVae, values: Tensor, noise: Tensor) -> Tensor:
@@ -79,7 +85,7 @@ class Conditional:
 
         best = fit_model(vae, loss, pairs, held_out, options, seed)
         self._pairs, self.vae_ = pairs, best.model
-        sides = best.model.standardised(read_some(held_out, MEASURED_PAIRS)), train
+        sides = best.model.units.standardised(read_some(held_out, MEASURED_PAIRS)), train
         self.figures_ = self._measure(best, *sides)
         return self
 
@@ -90,13 +96,13 @@ class Conditional:
         g(z) + rho * other, or in the residual form e + g(z) - g(mu): no noise gives the embeddings.
         """
         vae = fitted(self.vae_, "synthesiser")
-        values = vae.standardised(fitted(self._pairs, "synthesiser").read(sources))
+        values = vae.units.standardised(fitted(self._pairs, "synthesiser").read(sources))
         condition, posterior = _sides(values), self._posterior(values)
         latents = noisy(posterior, self.options.noise, self.options.variance, rng)
         start = self._partner(values)
         if self.options.residual:
             start = values - vae.decode(posterior.mean, condition)
-        return vae.restored(start + vae.decode(latents, condition))
+        return vae.units.restored(start + vae.decode(latents, condition))
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the fit by name."""
@@ -127,7 +133,7 @@ class Conditional:
         moved = (other - sides[0][1]).norm(dim=-1).mean()
         apart = (held_out[:, 0] - held_out[:, 1]).norm(dim=-1).mean()
         plain = vae_figures(best, sides[0], sides[1])
-        return ConditionalFigures(**plain.as_json(), rho=self.rho_, side=float(moved / apart))
+        return ConditionalFigures(plain, self.rho_, float(moved / apart))
 
 
 def _sides(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ the autoencoder of LENS (arXiv 2509.26074).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from decoder.contracts import UserError
 from rewards.augment_options import DifferenceOptions
-from rewards.fit_embedding_head import standardisation
+from rewards.embedding_units import Units
 from rewards.fit_vae import (
     MEASURED_PAIRS,
     STATISTICS_PAIRS,
@@ -35,7 +35,7 @@ from rewards.fit_vae import (
 )
 from rewards.heads import fitted
 from rewards.lens_noise import noisy
-from rewards.lens_vae import LOG_VARIANCE, LensVae, Posterior, Standardised, vae_loss
+from rewards.lens_vae import LOG_VARIANCE, LensVae, Posterior, vae_loss
 from rewards.pair_draws import Ints
 from rewards.pair_rows import PairRows, read_some
 from rewards.principal import LEAST, principal
@@ -44,20 +44,14 @@ from rewards.principal import LEAST, principal
 SHARES = {"rejected": (1.0, 0.0), "chosen": (0.0, -1.0), "middle": (0.5, -0.5)}
 
 
-class Components(Standardised):
+class Components:
     """Gaussian differences d = centre + W z + noise, z ~ N(0, 1), in closed form; W of rank L.
 
     directions: (D, L), orthonormal. spread: (L,), variance along each. rest: variance along any other.
     """
 
-    centre: Tensor
-    directions: Tensor
-    spread: Tensor
-    rest: Tensor
-
     def __init__(self, pairs: PairRows, latent: int) -> None:
         """Fit pairs by maximum likelihood. Raises UserError for fewer than latent + 2 of them."""
-        super().__init__(pairs.dimension)
         rows = read_some(pairs, MEASURED_PAIRS)
         most = min(len(rows) - 2, pairs.dimension - 1)
         if latent > most:
@@ -65,8 +59,8 @@ class Components(Standardised):
                 f"latent {latent}: {len(rows)} differences of {pairs.dimension} numbers have fewer "
                 f"directions; give at most {most}"
             )
-        self.mean, self.scale = standardisation(read_some(pairs, STATISTICS_PAIRS).flatten(0, 1))
-        differences = (rows[:, 0] - rows[:, 1]) / self.scale
+        self.units = Units.of(read_some(pairs, STATISTICS_PAIRS))
+        differences = (rows[:, 0] - rows[:, 1]) / self.units.scale
         self.centre = differences.mean(0)
         centred = differences - self.centre
         self.directions, self.spread = principal(centred, latent)
@@ -97,20 +91,30 @@ class Components(Standardised):
 class _Model(Protocol):
     """What either model does with standardised differences (..., D) and latents (..., L)."""
 
-    scale: Tensor
+    units: Units
 
     def encode(self, values: Tensor) -> Posterior: ...
     def decode(self, latents: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
-class DifferenceFigures(VaeFigures):
-    """As `VaeFigures`, of differences, whose squares `r2` is a share of; a Gaussian has no loss and step: 0.
+class DifferenceFigures:
+    """What a fit found: vae, of differences, whose squares r2 is a share of; a Gaussian has no loss, no step.
 
     direction: share of those squares along the mean difference of the training pairs.
     """
 
+    vae: VaeFigures
     direction: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all figures by name."""
+        found = asdict(self)
+        return {**found.pop("vae"), **found}
+
+    def warnings(self) -> list[str]:
+        """Return what is wrong with the latents."""
+        return self.vae.warnings()
 
 
 class Difference:
@@ -135,10 +139,10 @@ class Difference:
         """Return (n, 2, D) float32: the pairs `sources` (n,), their difference d(z), or d + d(z) - d(mu)."""
         model, options = fitted(self.model_, "synthesiser"), self.options
         pairs = fitted(self._pairs, "synthesiser").read(sources)
-        own = (pairs[:, 0] - pairs[:, 1]) / model.scale
+        own = (pairs[:, 0] - pairs[:, 1]) / model.units.scale
         posterior = model.encode(own)
         drawn = model.decode(noisy(posterior, options.noise, options.variance, rng))
-        change = (drawn - (model.decode(posterior.mean) if options.residual else own)) * model.scale
+        change = (drawn - (model.decode(posterior.mean) if options.residual else own)) * model.units.scale
         return pairs + change[:, None] * torch.tensor(SHARES[options.anchor])[:, None]
 
     def figures(self) -> dict[str, Any]:
@@ -166,10 +170,10 @@ def _measure(best: Best[Any], pairs: PairRows, held_out: PairRows) -> Difference
     model, sides = best.model, []
     for side in (held_out, pairs):
         rows = read_some(side, MEASURED_PAIRS)
-        values = (rows[:, 0] - rows[:, 1]) / model.scale
+        values = (rows[:, 0] - rows[:, 1]) / model.units.scale
         posterior = model.encode(values)
         sides.append((values, model.decode(posterior.mean), posterior))
     mean = sides[1][0].mean(0)
     along = (sides[0][0] @ mean) ** 2 / (mean**2).sum()
     plain = vae_figures(best, sides[0], sides[1])
-    return DifferenceFigures(**plain.as_json(), direction=float(along.sum() / (sides[0][0] ** 2).sum()))
+    return DifferenceFigures(plain, float(along.sum() / (sides[0][0] ** 2).sum()))

@@ -23,10 +23,9 @@ from torch.nn import functional
 
 from decoder.contracts import UserError
 from rewards.augment_options import FlowOptions
-from rewards.fit_embedding_head import standardisation
+from rewards.embedding_units import Units
 from rewards.fit_vae import MEASURED_PAIRS, Best, fit_model
 from rewards.heads import fitted
-from rewards.lens_vae import Standardised
 from rewards.pair_draws import Ints
 from rewards.pair_rows import PairRows, read_some
 from rewards.principal import principal
@@ -70,27 +69,30 @@ class Coupling(nn.Module):
         return found
 
 
-class FlowModel(Standardised):
+class FlowModel(nn.Module):
     """Couplings on whitened components. directions: (D, P), of standardised rows. spread: (P,), of each."""
-
-    directions: Tensor
-    spread: Tensor
 
     def __init__(self, pairs: PairRows, options: FlowOptions, seed: int) -> None:
         """Find the components of the pairs. Raises UserError for more than they have."""
-        super().__init__(pairs.dimension)
+        super().__init__()
         rows = read_some(pairs, MEASURED_PAIRS).flatten(0, 1)
         most = min(len(rows) - 1, pairs.dimension)
         if options.latent > most:
             raise UserError(f"latent {options.latent}: the embeddings have {most} components; give fewer")
-        self.mean, self.scale = standardisation(rows)
-        self.directions, variance = principal(self.standardised(rows), options.latent)
+        self.units = Units.of(rows)
+        self.directions, variance = principal(self.units.standardised(rows), options.latent)
         self.spread = variance.sqrt()
         self.told = float(options.sides)
         generator = torch.Generator().manual_seed(seed)
         self.couplings = nn.ModuleList(
             Coupling(options.latent, options.hidden, generator) for _ in range(options.layers)
         )
+
+    @property
+    def n_parameters(self) -> int:
+        """Return how many numbers were learnt or estimated."""
+        learnt = sum(parameter.numel() for parameter in self.parameters())
+        return learnt + self.directions.numel() + self.spread.numel()
 
     def components(self, values: Tensor) -> Tensor:
         """Return whitened components (..., P) of standardised embeddings (..., D)."""
@@ -169,12 +171,12 @@ class Flow:
     def draw(self, sources: Ints, rng: np.random.Generator) -> Tensor:
         """Return (n, 2, D) float32: the pairs `sources` (n,), their components moved by noise on z."""
         model = fitted(self.model_, "synthesiser")
-        values = model.standardised(fitted(self._pairs, "synthesiser").read(sources))
+        values = model.units.standardised(fitted(self._pairs, "synthesiser").read(sources))
         own = model.components(values)
         z, _ = model.forward(own)
         noise = torch.from_numpy(rng.standard_normal(z.shape, dtype=np.float32))
         moved = model.inverse(z + self.options.variance**0.5 * noise) - own
-        return model.restored(values + moved * model.spread @ model.directions.T)
+        return model.units.restored(values + moved * model.spread @ model.directions.T)
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the fit by name."""
@@ -195,11 +197,12 @@ class Flow:
 def _measure(best: Best[FlowModel], pairs: PairRows, held_out: PairRows) -> FlowFigures:
     model, found = best.model, []
     for side in (held_out, pairs):
-        values = model.standardised(read_some(side, MEASURED_PAIRS))
+        values = model.units.standardised(read_some(side, MEASURED_PAIRS))
         surprise = float(model.surprise(values).mean())
         inside = ((values @ model.directions) ** 2).sum() / (values**2).sum()
         gain = float(gaussian_surprise(model.components(values)).mean()) - surprise
         found.append((float(inside), surprise, gain))
     (explained, surprise, gain), (_, _, gain_train) = found
-    n_parameters = model.n_parameters + model.directions.numel() + model.spread.numel()
-    return FlowFigures(n_parameters, model.spread.numel(), best.step, explained, surprise, gain, gain_train)
+    return FlowFigures(
+        model.n_parameters, model.spread.numel(), best.step, explained, surprise, gain, gain_train
+    )

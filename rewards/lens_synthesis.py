@@ -65,9 +65,9 @@ class Lens:
         embeddings = torch.empty(len(sources), 2, pairs.dimension)
         values = vae.decode(self._latents(ordered, rng))
         if self.options.residual:
-            originals = vae.standardised(pairs.read(ordered))
+            originals = vae.units.standardised(pairs.read(ordered))
             values = originals + values - vae.decode(self._posteriors(ordered).mean)
-        embeddings[torch.from_numpy(order)] = vae.restored(values)
+        embeddings[torch.from_numpy(order)] = vae.units.restored(values)
         return embeddings
 
     def figures(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Lens:
 def _encode(vae: LensVae, pairs: PairRows) -> Posterior:
     """Return the posteriors (N, 2, L) of all pairs."""
     parts = [
-        vae.encode(vae.standardised(pairs.read(np.arange(first, min(first + ENCODED, len(pairs))))))
+        vae.encode(vae.units.standardised(pairs.read(np.arange(first, min(first + ENCODED, len(pairs))))))
         for first in range(0, len(pairs), ENCODED)
     ]
     return Posterior(torch.cat([p.mean for p in parts]), torch.cat([p.log_variance for p in parts]))

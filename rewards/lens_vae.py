@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rewards.augment_options import LensOptions, Reconstruction
+from rewards.embedding_units import Units
 
 LOG_VARIANCE = (-12.0, 8.0)  # of a posterior; past them its exponential says nothing in float32
 SMALLEST = 1e-12  # of a squared distance whose root is differentiated
@@ -35,34 +36,8 @@ class Posterior:
         return (self.log_variance / 2).exp()
 
 
-class Standardised(nn.Module):
-    """A model of standardised embeddings. Buffers mean and scale (D,): of those that it was trained on."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, dimension: int) -> None:
-        """Standardise nothing yet."""
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dimension))
-        self.register_buffer("scale", torch.ones(dimension))
-
-    @property
-    def n_parameters(self) -> int:
-        """Return how many numbers are learnt."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def standardised(self, embeddings: Tensor) -> Tensor:
-        """Return embeddings (..., D) in the units that the model works in."""
-        return (embeddings - self.mean) / self.scale
-
-    def restored(self, values: Tensor) -> Tensor:
-        """Return what `standardised` turns into these values (..., D)."""
-        return values * self.scale + self.mean
-
-
-class LensVae(Standardised):
-    """Encoder D - hidden - 2 L and decoder L - hidden - D, GELU between; D numbers standardised.
+class LensVae(nn.Module):
+    """Encoder D - hidden - 2 L and decoder L - hidden - D, GELU between; D numbers in its `units`.
 
     With a condition of C numbers both see it beside their own input.
     """
@@ -71,7 +46,8 @@ class LensVae(Standardised):
         self, dimension: int, latent: int, hidden: int, generator: torch.Generator, condition: int = 0
     ) -> None:
         """Make one with random weights; a new one's posteriors are near the prior."""
-        super().__init__(dimension)
+        super().__init__()
+        self.units = Units(dimension)
         self.encoder = nn.ModuleList(
             [nn.Linear(dimension + condition, hidden), nn.Linear(hidden, 2 * latent)]
         )
@@ -80,6 +56,11 @@ class LensVae(Standardised):
             assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
             nn.init.zeros_(linear.bias)
+
+    @property
+    def n_parameters(self) -> int:
+        """Return how many numbers are learnt."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def encode(self, values: Tensor, condition: Tensor | None = None) -> Posterior:
         """Return the posteriors of standardised embeddings (..., D), under conditions (..., C)."""

@@ -25,7 +25,6 @@ from eval.lens_plan import (
     Arm,
     Cell,
     LensPlan,
-    ablation_arms,
     cells_of,
     groups_of,
     table_arms,
@@ -248,15 +247,6 @@ def test_tuned_settings_reach_the_table(tmp_path: Path) -> None:
         read_tuned(tmp_path)
 
 
-def test_ablations_change_one_option_at_a_time() -> None:
-    arms = ablation_arms()
-    assert len({Cell(arm, 4, 100, 0).key for arm in arms}) == len(arms) == len({arm.name for arm in arms})
-    assert all(len(arm.options) <= 1 for arm in arms)
-    lens = {arm.options for arm in arms if arm.method == "lens" and arm.combine == "own"}
-    assert {value for each in lens for name, value in each if name == "gamma"} == {0, 0.01, 0.5, 1}
-    assert len(lens) == 1 + 4 + 3 + 2
-
-
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     with pytest.raises(SystemExit) as ended:
         run(APP, ["lens", *arguments])
@@ -293,24 +283,6 @@ def test_a_dry_run_says_how_long(folder: Path) -> None:
     assert told["minutes"] > 0
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"part": "tables"}, "did you mean table"),
-        ({"flip_rate": 0.6}, "flip rate"),
-        ({"ratios": (1,)}, "above 1"),
-        ({"head": "lgb-clf"}, "unknown option 'steps'"),
-        ({"seeds": 0}, "give 1 or more"),
-    ],
-)
-def test_plans_that_are_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        replace(PLAN, **changes)
-
-
-def test_arms_that_are_refused(folder: Path) -> None:
-    for arguments, said in ((("a", "lans"), "did you mean lens"), (("a", "lens", "outer"), "no combination")):
-        with pytest.raises(UserError, match=said):
-            Arm(*arguments)
+def test_more_samples_than_any_prompt_has_cannot_compete(folder: Path) -> None:
     with pytest.raises(UserError, match="the most is 16"):
         open_material(folder, replace(PLAN, n=17))

@@ -46,7 +46,7 @@ def test_what_is_drawn_by_hand(condition: str) -> None:
     found = conditional(condition=condition, residual=False, variance=0.25)
     vae = found.vae_
     assert vae is not None
-    values = vae.standardised(PAIRS.read(MIXED))
+    values = vae.units.standardised(PAIRS.read(MIXED))
     noise = torch.from_numpy(np.random.default_rng(2).standard_normal((7, 2, 4), dtype=np.float32))
     assert (found.rho_ == 0) == (condition == "side")
     drawn = draw(found, 2)
@@ -56,7 +56,7 @@ def test_what_is_drawn_by_hand(condition: str) -> None:
             told_posterior = vae.encode(own, told)
             z = told_posterior.mean + 0.5 * told_posterior.deviation * noise[i, side]
             expected = found.rho_ * values[i, 1 - side] + vae.decode(z, told)
-            assert torch.allclose(drawn[i, side], vae.restored(expected), atol=1e-3)
+            assert torch.allclose(drawn[i, side], vae.units.restored(expected), atol=1e-3)
 
 
 def test_no_noise_in_the_residual_form_gives_the_embeddings() -> None:
@@ -117,7 +117,7 @@ def test_figures_by_hand() -> None:
     found = conditional(QUICK)
     vae, figures = found.vae_, found.figures()
     assert vae is not None
-    values = vae.standardised(HELD_OUT.read(np.arange(60)))
+    values = vae.units.standardised(HELD_OUT.read(np.arange(60)))
     told = torch.tensor([[1.0], [-1.0]]).expand(60, 2, 1)
     own = values - found.rho_ * values.flip(1)
     mean = vae.encode(own, told).mean

@@ -57,12 +57,12 @@ def test_what_is_drawn_by_hand(model: str) -> None:
     )
     fitted: Any = plain.model_
     originals = PAIRS.read(MIXED)
-    own = (originals[:, 0] - originals[:, 1]) / fitted.scale
+    own = (originals[:, 0] - originals[:, 1]) / fitted.units.scale
     mean = fitted.encode(own).mean
     decoded = fitted.decode(mean + 0.5 * noise)
-    expected = originals[:, 1] + decoded * fitted.scale
+    expected = originals[:, 1] + decoded * fitted.units.scale
     assert torch.allclose(draw(plain, 2)[:, 0], expected, atol=1e-3)
-    expected = originals[:, 0] + (decoded - fitted.decode(mean)) * fitted.scale
+    expected = originals[:, 0] + (decoded - fitted.decode(mean)) * fitted.units.scale
     assert torch.allclose(draw(residual, 2)[:, 0], expected, atol=1e-3)
 
 
@@ -100,7 +100,7 @@ def test_the_gaussian_is_the_likeliest() -> None:
     """Of rank 3 and noise: no nearby one gives the differences of the pairs a higher density."""
     model = Components(PAIRS, 3)
     rows = PAIRS.read(np.arange(N))
-    values = ((rows[:, 0] - rows[:, 1]) / model.scale).double()
+    values = ((rows[:, 0] - rows[:, 1]) / model.units.scale).double()
 
     def density(W: Tensor, rest: Tensor, centre: Tensor) -> float:
         covariance = (W @ W.T + rest * torch.eye(24)).double()
@@ -134,12 +134,12 @@ def test_figures_by_hand() -> None:
     found = difference()
     model: Any = found.model_
     rows, train = HELD_OUT.read(np.arange(60)), PAIRS.read(np.arange(N))
-    values = (rows[:, 0] - rows[:, 1]) / model.scale
+    values = (rows[:, 0] - rows[:, 1]) / model.units.scale
     errors = values - model.decode(model.encode(values).mean)
     figures = found.figures()
     assert figures["r2"] == pytest.approx(1 - float((errors**2).sum() / (values**2).sum()), rel=1e-4)
     assert figures["r2"] > 0.9
-    mean = ((train[:, 0] - train[:, 1]) / model.scale).mean(0)
+    mean = ((train[:, 0] - train[:, 1]) / model.units.scale).mean(0)
     unit = mean / mean.norm()
     expected = float(((values @ unit) ** 2).sum() / (values**2).sum())
     assert figures["direction"] == pytest.approx(expected, rel=1e-3)

@@ -81,7 +81,7 @@ def test_sides_are_told_only_if_asked_for() -> None:
 @torch.no_grad()
 def test_a_new_one_is_the_gaussian_of_all_embeddings() -> None:
     model = FlowModel(PAIRS, QUICK, 0)
-    values = model.standardised(PAIRS.read(np.arange(300)))
+    values = model.units.standardised(PAIRS.read(np.arange(300)))
     x = model.components(values)
     assert torch.equal(model.forward(x)[0], x)
     flat = x.flatten(0, 1)
@@ -98,11 +98,11 @@ def test_noise_moves_components_alone() -> None:
     found = flow(variance=1.0)
     model = found.model_
     assert model is not None
-    moved = (draw(found, 3) - PAIRS.read(MIXED)) / model.scale
+    moved = (draw(found, 3) - PAIRS.read(MIXED)) / model.units.scale
     inside = moved @ model.directions @ model.directions.T
     assert torch.allclose(moved, inside, atol=1e-3)
     noise = torch.from_numpy(np.random.default_rng(3).standard_normal((7, 2, 5), dtype=np.float32))
-    x = model.components(model.standardised(PAIRS.read(MIXED)))
+    x = model.components(model.units.standardised(PAIRS.read(MIXED)))
     expected = (model.inverse(model.forward(x)[0] + noise) - x) * model.spread @ model.directions.T
     assert torch.allclose(moved, expected, atol=1e-3)
 
@@ -119,7 +119,7 @@ def test_it_learns_what_a_gaussian_cannot() -> None:
     assert not told.warnings()
     model = told.model_
     assert model is not None
-    values = model.standardised(bent(200, 1).read(np.arange(200)))
+    values = model.units.standardised(bent(200, 1).read(np.arange(200)))
     assert told.figures()["surprise"] == pytest.approx(float(model.surprise(values).mean()), rel=1e-3)
 
 

@@ -43,7 +43,7 @@ def test_no_noise_gives_reconstructions(options: dict[str, Any]) -> None:
     vae = found.vae_
     assert vae is not None
     originals = PAIRS.read(MIXED)
-    expected = vae.restored(vae.decode(vae.encode(vae.standardised(originals)).mean))
+    expected = vae.units.restored(vae.decode(vae.encode(vae.units.standardised(originals)).mean))
     drawn = found.draw(MIXED, np.random.default_rng(0))
     assert torch.allclose(drawn, expected, atol=1e-4)
     assert (drawn - originals).abs().max() > 0.1  # which are not the embeddings themselves

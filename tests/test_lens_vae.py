@@ -134,21 +134,21 @@ def test_it_has_the_paper_s_size() -> None:
 
 def test_standardising_can_be_undone() -> None:
     vae, values = new_vae(), normal(5, 10)
-    vae.mean, vae.scale = normal(10, seed=3), normal(10, seed=4).abs() + 0.1
-    assert torch.allclose(vae.restored(vae.standardised(values)), values, atol=1e-5)
+    vae.units.mean, vae.units.scale = normal(10, seed=3), normal(10, seed=4).abs() + 0.1
+    assert torch.allclose(vae.units.restored(vae.units.standardised(values)), values, atol=1e-5)
 
 
 def test_it_finds_four_factors_and_is_the_same_again() -> None:
     pairs, held_out = factors(), factors(100, seed=1)
     vae, found = fit_lens(pairs, held_out, QUICK, seed=3)
-    assert found.r2 > 0.9
-    assert found.r2_train > 0.9
-    assert found.active == 4
+    assert found.vae.r2 > 0.9
+    assert found.vae.r2_train > 0.9
+    assert found.vae.active == 4
     assert not found.warnings()
-    values = vae.standardised(held_out.read(np.arange(100)))
+    values = vae.units.standardised(held_out.read(np.arange(100)))
     errors = values - vae.decode(vae.encode(values).mean)
     by_hand = 1 - float((errors**2).sum() / (values**2).sum())
-    assert found.r2 == pytest.approx(by_hand, rel=1e-4)
+    assert found.vae.r2 == pytest.approx(by_hand, rel=1e-4)
     short = replace(QUICK, steps=20)
     vae, again, other = (fit_lens(pairs, held_out, short, seed=seed)[0] for seed in (3, 3, 4))
     assert torch.equal(vae.decoder[1].weight, again.decoder[1].weight)  # type: ignore[arg-type]
@@ -158,7 +158,7 @@ def test_it_finds_four_factors_and_is_the_same_again() -> None:
 def test_collapse_and_over_separation_are_told() -> None:
     pairs, held_out = factors(), factors(100, seed=1)
     collapsed = fit_lens(pairs, held_out, replace(QUICK, beta=100.0), seed=0)[1]
-    assert collapsed.active < 2
+    assert collapsed.vae.active < 2
     assert "posterior collapse: " in collapsed.warnings()[0]
     driven = fit_lens(pairs, held_out, replace(QUICK, gamma=20.0), seed=0)[1]
     calm = fit_lens(pairs, held_out, QUICK, seed=0)[1]
