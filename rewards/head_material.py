@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from decoder.contracts import UserError
 from rewards.annotation import beta_of, expected_flip_rate, reward_scale
+from rewards.augmentation_record import augmentation_of
 from rewards.head_inputs import Split, split_of_pairs
 from rewards.head_options import GOLDEN, TEST_SHARE, PairOptions
 from rewards.head_store import check_kind
@@ -171,6 +172,7 @@ def _given(store: Store, train: Ints, held_out: Ints, path: Path) -> tuple[Ints,
         "pairs_file": path.name,
         "n_pairs_given": len(pairs),
         "n_pairs_left_out": int((~learnt & ~judged).sum()),
+        **augmentation_of(path),
     }
     return pairs[learnt], pairs[judged], about
 

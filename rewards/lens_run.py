@@ -19,13 +19,14 @@ from decoder.terminal import progress
 from rewards.augment import combined_pairs, synthetic_blocks
 from rewards.augment_methods import Synthesiser, make_synthesiser, method_options
 from rewards.augment_plan import Plan, plan
+from rewards.augmentation_record import ABOUT, PAIRS, STOP
 from rewards.head_material import HeadMaterial, gather
 from rewards.head_options import PairOptions
 from rewards.lens_options import AugmentOptions
 from rewards.output_folder import write_folder
 from rewards.pair_draws import Ints
 from rewards.pair_rows import PairRows, hold_out, pair_rows
-from rewards.report_lens import ABOUT, PAIRS, STOP, report
+from rewards.report_lens import report
 from rewards.store import Store
 from rewards.store_manifest import write_manifest
 from rewards.store_shards import share_shards

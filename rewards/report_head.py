@@ -36,12 +36,21 @@ def _pairs(training: Mapping[str, Any]) -> str:
         return (
             f"{training['n_pairs']} of {training['n_pairs_given']} pairs of {training['pairs_file']}, "
             f"{training['test']['n_pairs']} held out, {training['n_pairs_left_out']} across both"
+            f"{_augmentation(training.get('augmentation'))}"
         )
     return (
         f"{training['n_pairs']} {training['pairing']} pairs by {training['reward_column']}, "
         f"{training['flip_rate']:.1%} of the labels flipped (expected {training['expected_flip_rate']:.1%}, "
         f"beta {_number(training['beta'])}); {training['rows_without_reward']} rows have no reward"
     )
+
+
+def _augmentation(found: Mapping[str, Any] | None) -> str:
+    """Return by how much and how the pairs were augmented, after a semicolon; "" if they were not."""
+    if not found:
+        return ""
+    told = f"{found['ratio']:g} x {found['n_original']}, {found['method']}, combined {found['combine']}"
+    return f"; augmentation ratio {told}"
 
 
 def _table(metrics: Mapping[str, Mapping[str, Any]], test: Mapping[str, Any]) -> Table:

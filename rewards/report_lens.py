@@ -9,9 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rewards.augmentation_record import PAIRS, STOP
 from rewards.head_options import PairOptions
-
-PAIRS, STOP, ABOUT = "pairs.jsonl", "stop.jsonl", "augmentation.json"  # beside the store's own files
 
 
 def report(folder: Path, pairs: PairOptions, about: Mapping[str, Any]) -> None:

@@ -114,6 +114,19 @@ def test_a_head_trains_on_it(lens: Path, tmp_path: Path) -> None:
         trained(tmp_path / str(kind[1]), *given(lens), *kind)
 
 
+def test_the_heads_report_tells_the_ratio(lens: Path, tmp_path: Path) -> None:
+    told = json.loads((lens / "augmentation.json").read_text())
+    done = call(head_app, *given(lens), "--output", tmp_path / "head", *HEAD)
+    said = f"augmentation ratio 4 x {told['n_original']}, lens, combined cartesian"
+    assert said in " ".join(done.out.split())
+    for name in ("pairs", "stop"):
+        (tmp_path / f"{name}.jsonl").write_text((lens / f"{name}.jsonl").read_text())
+    (tmp_path / "augmentation.json").write_text("{}")
+    done = call(head_app, lens, "--pairs-file", tmp_path / "pairs.jsonl", "--output", tmp_path / "x", *HEAD)
+    assert done.code == 2
+    assert "augment the store again" in done.error
+
+
 def test_ratio_one_is_the_head_of_the_store(store: Path, tmp_path: Path) -> None:
     """The same bits, through the command line and the files."""
     told = augmented(store, tmp_path / "same", "--method", "none", "--ratio", 1, "--seed", 3)
