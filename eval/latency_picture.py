@@ -10,6 +10,7 @@ import numpy as np
 
 from decoder.contracts import UserError
 from eval.curves import figure_text
+from eval.legend import add_legend
 from eval.picture import COLOURS, DASHES, INK, MARKERS, STYLE, WIDTH, Look, style
 from eval.selection_picture import FORMATS, LINE, UNDATED, spread
 from eval.stats import Estimate
@@ -91,7 +92,7 @@ def _figure(panels: Mapping[int, Mapping[str, Latencies]], unsteered: str) -> Fi
         panel.remove()
     for panel in axes[: len(panels) : columns]:
         panel.set_ylabel("(← better)  milliseconds a token")
-    _add_legend(figure, looks)
+    add_legend(figure, looks, "upright bars: 95 % intervals over rounds")
     figure.draw_without_rendering()  # settles where everything lies
     figure.set_layout_engine("none")
     for panel, written, series in zip(axes, notes, panels.values(), strict=False):
@@ -149,18 +150,3 @@ def _place(figure: Figure, panel: Axes, notes: Sequence[Text], series: Mapping[s
         ink, gap = note.get_color(), note.get_position()[0] - 1
         way = [x + 0.2 * gap, 1 + 0.55 * gap, 1 + 0.9 * gap]
         panel.plot(way, [y, level, level], color=ink, linewidth=0.6, alpha=0.6, **free)
-
-
-def _add_legend(figure: Figure, looks: Mapping[str, Look]) -> None:
-    from matplotlib.lines import Line2D
-
-    keys = [
-        Line2D([], [], color=each.colour, linestyle=each.dashes, marker=each.marker, ms=6)
-        for each in looks.values()
-    ]
-    columns = max(1, min(len(looks), int(135 / (8 + max(map(len, looks))))))
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "title_fontsize": TEXT_SIZE}
-    title = "upright bars: 95 % intervals over rounds"
-    legend = figure.legend(keys, list(looks), title=title, frameon=False, handlelength=4, **place)
-    for text in legend.get_texts():
-        text.set_parse_math(False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from decoder.contracts import UserError
 from eval.latency_picture import check_target
+from eval.legend import add_legend
 from eval.lens_plan import NONE, Arm
 from eval.lens_summary import Line
 from eval.picture import INK, STYLE, WIDTH, Look, look_of, style
@@ -118,7 +119,7 @@ def _figure(panels: Sequence[tuple[str, Points]], looks: Mapping[str, Look], x: 
         panel.set_xlabel(x)
     for panel in axes[len(panels) :]:
         panel.remove()
-    _add_legend(figure, looks)
+    add_legend(figure, looks, "upright bars: 95 % intervals over seeds and prompts", 5.5)
     return figure
 
 
@@ -140,16 +141,3 @@ def _draw(panel: Axes, points: Points, looks: Mapping[str, Look]) -> None:
         panel.plot(xs, values, color=look.colour, linestyle=look.dashes, linewidth=1.5, zorder=3, **marker)
         for at, each in zip(xs, found, strict=True):
             panel.plot([at, at], each.interval, color=look.colour, linewidth=1.0, alpha=0.6, zorder=2)
-
-
-def _add_legend(figure: Figure, looks: Mapping[str, Look]) -> None:
-    from matplotlib.lines import Line2D
-
-    keys = [
-        Line2D([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, ms=5.5)
-        for look in looks.values()
-    ]
-    columns = max(1, min(len(looks), int(135 / (10 + max(map(len, looks))))))
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "title_fontsize": 9}
-    title = "upright bars: 95 % intervals over seeds and prompts"
-    figure.legend(keys, list(looks), title=title, frameon=False, handlelength=4, **place)

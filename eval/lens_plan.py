@@ -40,7 +40,10 @@ SETTINGS: Mapping[str, Sequence[Values]] = {  # what is tried of each method, be
     "gaussian": _each(diagonal=(False, True)),
     **dict.fromkeys(LENS, OF_LENS),
     "lens-conditional": _each(condition=("pair", "side"), variance=(0.1, 1.0)),
-    "lens-difference": _each(model=("gaussian", "vae"), anchor=("rejected", "chosen", "middle")),
+    "lens-difference": [
+        *_each(model=("gaussian", "vae"), anchor=("rejected", "chosen", "middle"), latent=LATENTS),
+        *_each(variance=(0.1, 1.0), noise=("posterior", "prior")),
+    ],
     "lens-flow": _each(variance=(0.01, 0.1, 1.0)),
     "lens-consistent": _each(inner=("lens-residual", "lens-conditional"), keep=("confident", "best")),
 }

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from decoder.contracts import UserError
 from eval.latency_picture import check_target
+from eval.legend import add_legend
 from eval.picture import GREY, INK, STYLE, WIDTH, Look, look_of, style
 from eval.selection import kl_bound
 from eval.selection_picture import UNDATED
@@ -85,7 +86,7 @@ def _figure(panels: Panels, baseline: str) -> Figure:
             _frame(panel, ns)
             panel.set_ylabel(label.format(baseline=baseline), parse_math=False)
         row[0].set_title(title, fontsize=10.5, color=INK, loc="left", parse_math=False)
-    _add_legend(figure, looks)
+    add_legend(figure, looks, "ring: the best n; upright bars: 95 % intervals over prompts", 5.5)
     return figure
 
 
@@ -138,17 +139,3 @@ def _looks(panels: Panels, baseline: str) -> dict[str, Look]:
     others = [rule for rule in rules if rule != baseline]
     looks = {rule: look_of(others.index(rule)) for rule in others}
     return {rule: looks.get(rule, BASELINE) for rule in rules}
-
-
-def _add_legend(figure: Figure, looks: Mapping[str, Look]) -> None:
-    from matplotlib.lines import Line2D
-
-    keys = [
-        Line2D([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, ms=5.5)
-        for look in looks.values()
-    ]
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(5, len(looks)), "title_fontsize": 9}
-    title = "ring: the best n; upright bars: 95 % intervals over prompts"
-    legend = figure.legend(keys, list(looks), title=title, frameon=False, handlelength=4, **place)
-    for text in legend.get_texts():
-        text.set_parse_math(False)

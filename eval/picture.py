@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from decoder.contracts import UserError
 from eval.curves import RELATIVE_TIME, Axis, Curve, Spot, check_measures, spots
+from eval.legend import key, place_legend
 from eval.picture_labels import Labels
 
 if TYPE_CHECKING:  # loaded when something is drawn
@@ -259,17 +260,12 @@ def _add_legend(figure: Figure, curves: Sequence[Curve], looks: Sequence[Look]) 
     keys, names = [], []
     for curve, look in zip(curves, looks, strict=True):
         if curve.is_steered:
-            keys.append(Line2D([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, ms=7))
+            keys.append(key(look, 7))
             names.append(textwrap.fill(f"{curve.name}{_cost_text(curve)}", 100))
     if len(names) < len(curves) or any(not point.beta for curve in curves for point in curve.points):
         keys.append(Line2D([], [], color="black", linestyle="", marker="*", ms=13))
         names.append("unsteered")
-    columns = max(1, min(len(names), int(135 / (8 + max(map(len, names))))))
-    legend = figure.legend(
-        keys, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=4
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    place_legend(figure, keys, names)
 
 
 def _cost_text(curve: Curve) -> str:

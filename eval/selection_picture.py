@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from decoder.contracts import UserError
 from eval.curves import Point, Spot, figure_text
 from eval.dropping_curve import DroppingPoint
+from eval.legend import add_legend
 from eval.picture import COLOURS, DASHES, GREY, MARKERS, PALE, STYLE, WIDTH, Look, style
 from eval.picture_labels import Labels
 from eval.selection import BestOfCurve
@@ -187,7 +188,7 @@ def _dropping(series: Mapping[str, Sequence[DroppingPoint]]) -> Figure:
     panel.plot(1, 1, "*", ms=11, mfc="black", mec="white", mew=0.8, zorder=6)
     panel.set_xlabel("(← better)  tokens, share of the full run")
     panel.set_ylabel("gain over BoN@1 kept, share of the full run's  (better →)")
-    _add_legend(figure, list(series))
+    add_legend(figure, {name: _look(place) for place, name in enumerate(series)}, marker_size=7)
     figure.draw_without_rendering()  # settles where everything lies
     figure.set_layout_engine("none")
     _label_points(panel, spots)
@@ -251,19 +252,6 @@ def _label_points(panel: Axes, spots: Sequence[Sequence[Spot]]) -> None:
             labels.beside(spot.at, spot.point.label, _look(i).ink)
     if not any(spots):
         panel.text(0.5, 0.5, "no gain to keep", ha="center", color=GREY, transform=panel.transAxes)
-
-
-def _add_legend(figure: Figure, names: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    looks = [_look(i) for i in range(len(names))]
-    keys = [
-        Line2D([], [], color=each.colour, linestyle=each.dashes, marker=each.marker, ms=7) for each in looks
-    ]
-    columns = max(1, min(len(names), int(135 / (8 + max(map(len, names))))))
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
-    for text in figure.legend(keys, names, frameon=False, handlelength=4, **place).get_texts():
-        text.set_parse_math(False)
 
 
 # Both.

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from eval.latency_picture import check_target
+from eval.legend import add_legend
 from eval.picture import COLOURS, DASHES, INK, MARKERS, STYLE, WIDTH, Look, style
 from eval.selection_picture import UNDATED
 from eval.stats import Estimate
@@ -95,7 +96,7 @@ def _figure(panels: Panels, against: str) -> Figure:
     for panel in axes[: len(panels) : columns]:
         panel.set_ylabel("mean Spearman  (better \N{RIGHTWARDS ARROW})")
     _frame(axes[0], against, [x for lines in panels.values() for line in lines.values() for x, _ in line])
-    _add_legend(figure, looks)
+    add_legend(figure, looks)
     return figure
 
 
@@ -133,14 +134,3 @@ def _looks(panels: Panels) -> dict[str, Look]:
         head: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)], False)
         for i, head in enumerate(heads)
     }
-
-
-def _add_legend(figure: Figure, looks: Mapping[str, Look]) -> None:
-    from matplotlib.lines import Line2D
-
-    keys = [
-        Line2D([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, ms=6)
-        for look in looks.values()
-    ]
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(5, len(looks))}
-    figure.legend(keys, list(looks), frameon=False, handlelength=4, **place)

@@ -183,7 +183,7 @@ class ConsistentOptions:
 
     inner: str = "lens-residual"
     inner_options: str = ""
-    head: str = "bt-mlp"
+    head: str = "bt-linear"
     folds: int = 3
     members: int = 3
     oversample: int = 4
