@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from decoder.models import versions
 from eval.stats import Estimate
@@ -45,7 +45,8 @@ def emit(
     """
     console = Console(stderr=True)
     lines = rows if shown is None else shown
-    table = Table(*[str(key) for key in lines[0]], title=benchmark)
+    headers = [Column(str(key), overflow="fold") for key in lines[0]]  # in a narrow terminal no figure is lost
+    table = Table(*headers, title=benchmark)
     for row in lines:
         table.add_row(*[_cell(value) for value in row.values()])
     console.print(table)

@@ -181,6 +181,17 @@ def test_a_report_is_a_table_and_one_json_line(capsys: pytest.CaptureFixture[str
     assert "ok  reached" in err
 
 
+def test_a_narrow_terminal_loses_no_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    emit("toy", [{"one": "0.12345678 [0.1, 0.2]", "two": "0.87654321 [0.8, 0.9]"}], {}, {})
+    cells = [line.split("│")[1:3] for line in capsys.readouterr().err.splitlines() if line.startswith("│")]
+    one, two = ("".join(cell.strip() for cell in column) for column in zip(*cells, strict=True))
+    assert one.replace(" ", "") == "0.12345678[0.1,0.2]"
+    assert two.replace(" ", "") == "0.87654321[0.8,0.9]"
+
+
 # Speed.
 
 
