@@ -45,7 +45,8 @@ def emit(
     """
     console = Console(stderr=True)
     lines = rows if shown is None else shown
-    headers = [Column(str(key), overflow="fold") for key in lines[0]]  # in a narrow terminal no figure is lost
+    # folded, so that a narrow terminal loses no figure
+    headers = [Column(str(key), overflow="fold") for key in lines[0]]
     table = Table(*headers, title=benchmark)
     for row in lines:
         table.add_row(*[_cell(value) for value in row.values()])
