@@ -14,6 +14,7 @@ from eval.bench_lens import LensBench, write_tuned
 from eval.curves import estimate_text, figure_text
 from eval.ensembles_report import check_output
 from eval.lens_picture import draw_ablations, draw_table
+from eval.lens_plan import NONE
 from eval.lens_summary import AGAINST, Line, checks, chosen_arms, summarise
 from eval.report import Target, emit
 from eval.stats import Estimate
@@ -59,12 +60,31 @@ def shown(lines: Sequence[Line]) -> list[dict[str, str]]:
     return [_shown(line) for line in lines]
 
 
+def by_size(lines: Sequence[Line], ratio: float, minus: str = "") -> list[dict[str, str]]:
+    """Return a row a method, a column a number of seed pairs: golden reward at a ratio, or less another's."""
+    found: dict[str, dict[str, str]] = {}
+    for line in lines:
+        at_ratio = line.ratio == ratio or line.arm.method == NONE
+        told = line.differences.get(minus) if minus else line.reward
+        if at_ratio and told is not None and not line.error:
+            row = found.setdefault(line.arm.name, {"method": line.arm.name})
+            row[f"{line.n_pairs} pairs"] = estimate_text(told)
+    columns = dict.fromkeys(name for row in found.values() for name in row)
+    return [{name: row.get(name, "") for name in columns} for row in found.values()]
+
+
 def page(bench: LensBench, lines: Sequence[Line], claims: Mapping[str, Target]) -> str:
     """Return the report as Markdown."""
     parts = [f"# LENS: {bench.plan.part}", NOTES]
     if bench.plan.part == "ablations":
         parts += [TUNING, table([{"method": m, "chosen": a.name} for m, a in chosen_arms(bench).items()])]
-    parts += [table(shown(lines)), f"![Golden reward of the best of n.]({bench.plan.part}.png)"]
+    else:
+        for ratio in bench.plan.ratios:
+            parts += [f"## Golden reward at {ratio:g} x", table(by_size(lines, ratio))]
+            for other in AGAINST:
+                parts += [f"## The same, minus {other}", table(by_size(lines, ratio, other))]
+    parts += [f"![Golden reward of the best of n.]({bench.plan.part}.png)"]
+    parts += ["## Everything", table(shown(lines))]
     if claims:
         parts += ["## Claims", table(_claims(claims))]
     left_out = {line.arm.name: line.error for line in lines if line.error}

@@ -16,6 +16,7 @@ from decoder.cli import make_group, run
 from decoder.contracts import UserError
 from eval.bench_lens import LensBench, bench_lens, estimate_seconds, read_tuned, write_tuned
 from eval.bench_lens_command import LENS_LISTS, lens
+from eval.curves import estimate_text
 from eval.lens_cells import Result, run_group
 from eval.lens_material import LensMaterial, open_material, seed_pairs
 from eval.lens_plan import (
@@ -29,8 +30,8 @@ from eval.lens_plan import (
     groups_of,
     table_arms,
 )
+from eval.lens_report import by_size
 from eval.lens_summary import Tables, checks, chosen_arms, summarise
-from eval.stats import crossed_difference, crossed_estimate, crossed_means
 from eval.synthetic_embeddings import make_synthetic
 from rewards.augment import augment
 from rewards.heads import make_head
@@ -183,6 +184,18 @@ def test_differences_are_paired(found: LensBench) -> None:
     assert claims["2x of 40: lens minus none"].measured == line.differences[NONE]
 
 
+def test_the_page_has_a_row_a_method_and_a_column_a_size(found: LensBench) -> None:
+    lines = summarise(found)
+    told = {row["method"]: row for row in by_size(lines, 2)}
+    assert list(told) == [arm.name for arm in ARMS]
+    for line in lines:
+        assert told[line.arm.name][f"{line.n_pairs} pairs"] == estimate_text(line.reward)
+    minus = {row["method"]: row for row in by_size(lines, 2, NONE)}
+    assert set(minus) == {arm.name for arm in ARMS} - {NONE}
+    line = next(each for each in lines if each.place == ("lens", 2, 40))
+    assert minus["lens"]["40 pairs"] == estimate_text(line.differences[NONE])
+
+
 def test_the_share_of_the_golden_reward_is_one(found: LensBench) -> None:
     bounds = found.material.bounds()
     results = {key: replace(result, reward=tuple(bounds[1])) for key, result in found.results.items()}
@@ -190,23 +203,6 @@ def test_the_share_of_the_golden_reward_is_one(found: LensBench) -> None:
         assert (line.share.value, line.share.low, line.share.high) == pytest.approx((1, 1, 1))
     results = {key: replace(result, reward=tuple(bounds[0])) for key, result in found.results.items()}
     assert all(line.share.value == pytest.approx(0) for line in summarise(replace(found, results=results)))
-
-
-def test_crossed_intervals_know_both_factors() -> None:
-    """Effects of rows alone, of columns alone, and of both: variances add up, as of independent means."""
-    rng = np.random.default_rng(0)
-    rows, columns = rng.normal(size=(12, 1)), 2 * rng.normal(size=(1, 50))
-    zeros = np.zeros((12, 50))
-    spreads = [crossed_means(zeros + effect).std() for effect in (rows, columns, rows + columns)]
-    assert spreads[0] == pytest.approx(rows.std() / 12**0.5, rel=0.1)
-    assert spreads[1] == pytest.approx(columns.std() / 50**0.5, rel=0.1)
-    assert spreads[2] ** 2 == pytest.approx(spreads[0] ** 2 + spreads[1] ** 2, rel=0.1)
-    assert crossed_estimate(rows + columns).n == 50
-    assert crossed_difference(zeros + 1, zeros).p < 0.001
-    with pytest.raises(ValueError, match="do not pair"):
-        crossed_difference(zeros, rows)
-    with pytest.raises(ValueError, match="no units"):
-        crossed_means(np.empty((0, 3)))
 
 
 def test_what_cannot_be_is_left_out_and_said(material: LensMaterial, folder: Path) -> None:
