@@ -18,7 +18,7 @@ NONE, PAIRING = "none", "pairing"
 PARTS = ("table", "ablations")
 RIVALS = (NONE, PAIRING, "perturbation", "gaussian")  # what the paper claims that LENS beats, and pairing
 LENS = ("lens", "lens-residual")  # of the paper's autoencoder
-FORMS = ("lens-conditional", "lens-difference", "lens-flow", "lens-consistent")  # of others
+FORMS = ("lens-conditional", "lens-difference", "lens-shrinkage", "lens-flow", "lens-consistent")  # of others
 METHODS = (NONE, PAIRING, "mixup", "perturbation", "gaussian", *LENS, *FORMS, REAL)
 GAMMAS, VARIANCES, LATENTS = (0.0, 0.01, 0.1, 0.5, 1.0), (0.001, 0.01, 0.1, 1.0), (4, 16, 64)
 Values = tuple[tuple[str, Any], ...]
@@ -44,6 +44,7 @@ SETTINGS: Mapping[str, Sequence[Values]] = {  # what is tried of each method, be
         *_each(model=("gaussian", "vae"), anchor=("rejected", "chosen", "middle"), latent=LATENTS),
         *_each(variance=(0.1, 1.0), noise=("posterior", "prior")),
     ],
+    "lens-shrinkage": _each(shrinkage=(0.5, 0.8, 0.9, 1.0), anchor=("rejected", "chosen", "middle")),
     "lens-flow": _each(variance=(0.01, 0.1, 1.0)),
     "lens-consistent": _each(inner=("lens-residual", "lens-conditional"), keep=("confident", "best")),
 }

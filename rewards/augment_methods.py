@@ -25,6 +25,7 @@ from rewards.augment_options import (
     MixupOptions,
     NoOptions,
     PerturbationOptions,
+    ShrinkageOptions,
 )
 from rewards.heads import nearest
 
@@ -85,6 +86,10 @@ METHODS: Mapping[str, Method] = {
     "lens-difference": Method(
         "rewards.lens_difference:Difference", DifferenceOptions, {},
         "One text of the pair plus a noisy difference of the two.",
+    ),
+    "lens-shrinkage": Method(
+        "rewards.lens_shrinkage:Shrinkage", ShrinkageOptions, {},
+        "The pair at a difference near the mean of all, under a shrunk covariance.",
     ),
     "lens-flow": Method(
         "rewards.lens_flow:Flow", FlowOptions, {}, "The embedding moved by noise behind a normalising flow."

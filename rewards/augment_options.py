@@ -146,6 +146,23 @@ class DifferenceOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ShrinkageOptions:
+    """Of differences under a shrunk covariance.
+
+    shrinkage: the share of a difference's variance that is drawn anew, each number by itself; 0 gives the
+    original pairs and 1 no more than their mean difference and noise. anchor: as in `DifferenceOptions`.
+    """
+
+    shrinkage: float = 0.9
+    anchor: Anchor = "middle"
+
+    def __post_init__(self) -> None:
+        _one_of(self, anchor=Anchor)
+        if not 0 <= self.shrinkage <= 1:
+            raise UserError(f"shrinkage {self.shrinkage} must be between 0 and 1")
+
+
+@dataclass(frozen=True, slots=True)
 class FlowOptions:
     """Hyper-parameters of a normalising flow.
 
