@@ -173,9 +173,8 @@ def table_arms(tuned: Mapping[str, Arm], methods: Sequence[str] = METHODS) -> li
     """
     found = []
     for method in dict.fromkeys((NONE, PAIRING, *methods)):
-        if method != REAL:
-            find_method(method)
-        arm = tuned.get(method, Arm(method, method))
+        usual = Arm(method, method) if method == REAL else Arm(method, method, find_method(method).combine)
+        arm = tuned.get(method, usual)
         arm = Arm(method, method, arm.combine, arm.options)
         published = Arm(f"{method}, published", method)
         if method == "lens" and (arm.combine, arm.options) != (published.combine, published.options):

@@ -26,6 +26,7 @@ from eval.report import Target, emit
 from eval.stats import bootstrap, crossed_difference, crossed_estimate
 from prompts.reading import Prompt, read
 from rewards.augment import augment
+from rewards.augment_methods import DEFAULT
 from rewards.embed_tokens import TextForm
 from rewards.encoder import EncoderOptions, encoder_of
 from rewards.head_inputs import Ints, split_of_pairs
@@ -35,7 +36,8 @@ from rewards.pair_rows import PairRows
 
 SECONDS, TIMES = 60.0, 18.0  # that LENS and its head may take; less than text
 AGREEMENT_PAIRS = 500  # on which the judge is measured
-ARMS = ("none", "lens", "text", "real")
+MADE = ("lens", DEFAULT)  # in the space of embeddings: the paper's form, and what rewards.lens does
+ARMS = ("none", *MADE, "text", "real")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,9 @@ def _arms(
     material: LensMaterial, texts: TextPairs, wanted: int, output: Path | None
 ) -> tuple[dict[str, list[Any]], dict[str, list[dict[str, float]]]]:
     """Return rewards (S, P) and seconds of every arm."""
-    plan, tuned = material.plan, read_tuned(output).get("lens")
+    plan, tuned = material.plan, read_tuned(output)
     size, ratio = plan.sizes[0], 1 + wanted / plan.sizes[0]
-    chosen = {"combine": tuned.combine, **tuned.values} if tuned else {}
+    chosen = {name: {"combine": arm.combine, **arm.values} for name, arm in tuned.items()}
     rewards: dict[str, list[Any]] = {name: [] for name in ARMS}
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
     for seed in range(plan.seeds):
@@ -110,8 +112,9 @@ def _arms(
                 learnt: tuple[Any, Any] = _with_texts(material, seeds, stop, texts, wanted)
             else:
                 pairs = seed_pairs(material, size, seed, ratio)[0] if name == "real" else seeds
-                method, options = ("lens", chosen) if name == "lens" else ("none", {})
-                found = augment(method, pairs, stop, ratio if method == "lens" else 1, seed=seed, **options)
+                method, times = (name, ratio) if name in MADE else ("none", 1)
+                options = chosen.get(name, {}) if name in MADE else {}
+                found = augment(method, pairs, stop, times, seed=seed, **options)
                 learnt = found.embeddings, found.targets
             made = time.perf_counter()
             rewards[name].append(_reward(material, seed, *learnt))
@@ -189,12 +192,15 @@ def _rows(
 def _checks(
     rewards: Mapping[str, list[Any]], seconds: Mapping[str, list[dict[str, float]]], texts: TextPairs
 ) -> dict[str, Target]:
-    lens = np.array([each["synthesis"] for each in seconds["lens"]])
-    whole = lens + [each["head"] for each in seconds["lens"]]
-    return {
-        "seconds to spare of 60 for LENS and its head": Target(bootstrap(SECONDS - whole), 0.0),
-        "seconds of text synthesis over those of LENS": Target(
-            bootstrap(texts.seconds["synthesis"] / lens), TIMES
-        ),
-        "golden reward, LENS minus text": Target(crossed_difference(rewards["lens"], rewards["text"]), 0.0),
-    }
+    found = {}
+    for name in MADE:
+        spent = np.array([each["synthesis"] for each in seconds[name]])
+        spare = SECONDS - spent - [each["head"] for each in seconds[name]]
+        times = texts.seconds["synthesis"] / spent
+        worth = crossed_difference(rewards[name], rewards["text"])
+        found |= {
+            f"seconds to spare of 60 for {name} and its head": Target(bootstrap(spare), 0.0),
+            f"seconds of text synthesis over those of {name}": Target(bootstrap(times), TIMES),
+            f"golden reward, {name} minus text": Target(worth, 0.0),
+        }
+    return found

@@ -2,7 +2,7 @@
 
     pairs = pairs_of(chosen, rejected, prompts)             # (N, D), (N, D), (N,)
     seeds, stop = hold_out(pairs)                           # by prompt, before anything sees a label
-    found = augment("lens", seeds, stop, ratio=4)
+    found = augment("lens-shrinkage", seeds, stop, ratio=8)
     head = make_head("bt-mlp", steps=400).fit(found.embeddings, found.targets)
 
 The augmentation ratio, everywhere: pairs to learn from over original pairs to learn from. The pairs to stop
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from decoder.contracts import UserError
-from rewards.augment_methods import Synthesiser, make_synthesiser
+from rewards.augment_methods import Synthesiser, find_method, make_synthesiser
 from rewards.augment_pairs import draw_combinations, n_combinations
 from rewards.augment_plan import Plan, plan
 from rewards.head_inputs import Ints, Split, split_of_pairs
@@ -60,7 +60,7 @@ def augment(
     stop: PairRows,
     ratio: float,
     *,
-    combine: str = "cartesian",
+    combine: str | None = None,
     copies: float | None = None,
     seed: int = 0,
     **options: Any,
@@ -68,7 +68,8 @@ def augment(
     """Return `ratio` times as many training pairs as there are seeds; what is made is kept in memory.
 
     method: a name of `rewards.augment_methods.METHODS`, with options of it, or any unfitted synthesiser.
-    seeds, stop: as `hold_out` returns them. combine: a name of COMBINATIONS. copies: synthetic pairs an
+    seeds, stop: as `hold_out` returns them. combine: a name of COMBINATIONS, by default
+    the method's own, "cartesian" of a synthesiser that is given. copies: synthetic pairs an
     original one, ratio - 1 by default. seed: of the fit, the noise and the combinations. Raises UserError
     for names, options and a ratio that cannot be, and for more pairs than there are.
     """
@@ -76,6 +77,7 @@ def augment(
         raise UserError(f"options {', '.join(options)} of a synthesiser that is made already: leave them out")
     synthesiser = make_synthesiser(method, **options) if isinstance(method, str) else method
     named = method if isinstance(method, str) else ""
+    combine = combine or (find_method(named).combine if named else "cartesian")
     wanted = plan(named, len(seeds), ratio, combine, copies, synthesises=synthesiser is not None)
     pairs = combined_pairs(seeds, wanted, combine, seed)  # before the long work, since it may be refused
     targets = split_of_pairs(pairs, stop.pairs)

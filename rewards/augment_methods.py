@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # commands read the names before they know whether they need 
     from rewards.pair_rows import PairRows
 
 COMBINATIONS = ("cartesian", "within", "cross", "own")
+DEFAULT = "lens-shrinkage"  # the best in docs/benchmarks.md
 
 
 @runtime_checkable
@@ -63,12 +64,16 @@ class Synthesiser(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a method is made: "module:Class" of its synthesiser, "" for none, and what its name stands for."""
+    """How a method is made: "module:Class" of its synthesiser, "" for none, and what its name stands for.
+
+    combine: which rows stand side by side where nothing else is said; "cartesian" is the paper's.
+    """
 
     made_by: str
     kind: type[Any]
     options: Mapping[str, Any]
     about: str
+    combine: str = "cartesian"
 
 
 _LENS = "rewards.lens_synthesis:Lens"
@@ -81,15 +86,15 @@ METHODS: Mapping[str, Method] = {
     ),
     "lens-conditional": Method(
         "rewards.lens_conditional:Conditional", ConditionalOptions, {},
-        "Decoded from noisy latents of a VAE that knows the side and the pair's other text.",
+        "Decoded from noisy latents of a VAE that knows the side and the pair's other text.", "own",
     ),
     "lens-difference": Method(
         "rewards.lens_difference:Difference", DifferenceOptions, {},
-        "One text of the pair plus a noisy difference of the two.",
+        "One text of the pair plus a noisy difference of the two.", "own",
     ),
     "lens-shrinkage": Method(
         "rewards.lens_shrinkage:Shrinkage", ShrinkageOptions, {},
-        "The pair at a difference near the mean of all, under a shrunk covariance.",
+        "The pair at a difference near the mean of all, under a shrunk covariance.", "own",
     ),
     "lens-flow": Method(
         "rewards.lens_flow:Flow", FlowOptions, {}, "The embedding moved by noise behind a normalising flow."

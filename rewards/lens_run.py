@@ -44,10 +44,10 @@ def augment_store(folder: Path, pairs: PairOptions, wanted: AugmentOptions, outp
     seeds, stop = _seeds(material, wanted.seed)
     synthesiser = make_synthesiser(wanted.method, **wanted.values())
     planned = plan(
-        wanted.method, len(seeds), wanted.ratio, wanted.combine, wanted.copies,
+        wanted.method, len(seeds), wanted.ratio, wanted.combination, wanted.copies,
         synthesises=synthesiser is not None,
     )  # fmt: skip
-    combined = combined_pairs(seeds, planned, wanted.combine, wanted.seed)
+    combined = combined_pairs(seeds, planned, wanted.combination, wanted.seed)
     clock.mark("gather")
     if synthesiser is not None and planned.n_synthetic:
         with Console(stderr=True).status(f"fitting {wanted.method} on {len(seeds)} pairs"):
@@ -161,7 +161,7 @@ def _describe(
     return {
         "method": wanted.method,
         "options": asdict(method_options(wanted.method, wanted.values())),
-        "combine": wanted.combine,
+        "combine": wanted.combination,
         "ratio": planned.ratio,
         "n_original": planned.n_original,
         "n_pairs": planned.n_pairs,

@@ -15,6 +15,7 @@ from rewards.store import Store, open_store
 from rewards.train_head import app as head_app
 from tests.test_train_head import PROMPTS, SAMPLES, call, held_out, make_store, refused
 
+LENS = ("--method", "lens")
 QUICK = ("--set", "steps=30", "--set", "hidden=8", "--set", "latent=4")
 HEAD = ("--set", "widths=16", "--set", "steps=40")
 N = 300
@@ -52,7 +53,7 @@ def given(folder: Path) -> tuple[object, ...]:
 def lens(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store augmented by LENS, four times."""
     folder = tmp_path_factory.mktemp("lens") / "augmented"
-    augmented(store, folder, *QUICK)
+    augmented(store, folder, *LENS, *QUICK)
     return folder
 
 
@@ -141,7 +142,7 @@ def test_ratio_one_is_the_head_of_the_store(store: Path, tmp_path: Path) -> None
 def test_the_report_tells_what_was_found_and_what_to_run(store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "x"
     options = ("--test-share", 0.3, "--set", "steps=200", "--set", "beta=500", "--set", "residual=true")
-    done = call(app, store, "--output", folder, "--pairs", N, *options)
+    done = call(app, store, "--output", folder, "--pairs", N, *LENS, *options)
     assert done.code == 0, done.error
     for said in ("reconstruction R2", "peak memory", "of 16 active", "warning: posterior collapse"):
         assert said in done.out
@@ -157,6 +158,8 @@ def test_the_report_tells_what_was_found_and_what_to_run(store: Path, tmp_path: 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("none", "lens")])
 def test_every_method_writes_a_store(method: str, store: Path, tmp_path: Path) -> None:
     options: tuple[object, ...] = QUICK if method.startswith("lens") else ()
+    if method == "lens-shrinkage":
+        options = ("--set", "shrinkage=0.5")
     if method == "lens-consistent":
         inner = " ".join(said for said in QUICK if said != "--set")
         options = ("--set", f"inner_options={inner}", "--set", "head=bt-linear", "--set", "members=2")
@@ -170,8 +173,15 @@ def test_every_method_writes_a_store(method: str, store: Path, tmp_path: Path) -
     assert bool(told["figures"]) == (method not in ("pairing", "perturbation", "mixup"))
 
 
+def test_the_default_is_combined_as_it_is_made(store: Path, tmp_path: Path) -> None:
+    told = augmented(store, tmp_path / "x")
+    assert (told["method"], told["combine"], told["options"]) == (
+        "lens-shrinkage", "own", {"shrinkage": 0.9, "anchor": "middle"}
+    )  # fmt: skip
+
+
 def test_pairs_of_two_prompts(store: Path, tmp_path: Path) -> None:
-    told = augmented(store, tmp_path / "x", "--pairing", "cross", "--ratio", 3, *QUICK)
+    told = augmented(store, tmp_path / "x", "--pairing", "cross", "--ratio", 3, *LENS, *QUICK)
     assert told["n_pairs"] == 3 * told["n_original"]
     done = call(app, store, "--output", tmp_path / "y", "--pairing", "cross", "--combine", "cross")
     refused(done, "these have two")
@@ -194,9 +204,9 @@ def test_preferences_of_your_own(lens: Path, tmp_path: Path) -> None:
         (("--method", "lans"), "unknown method 'lans': did you mean lens"),
         (("--ratio", 0.5), "ratio 0.5 must be 1 or more"),
         (("--combine", "all"), "unknown --combine 'all'"),
-        (("--set", "gama=1"), "unknown option 'gama': did you mean gamma"),
-        (("--set", "residual=yes"), "neither true nor false"),
-        (("--set", "filter=best"), "filter 'best'"),
+        ((*LENS, "--set", "gama=1"), "unknown option 'gama': did you mean gamma"),
+        ((*LENS, "--set", "residual=yes"), "neither true nor false"),
+        ((*LENS, "--set", "filter=best"), "filter 'best'"),
         (("--method", "lens-consistent", "--set", "inner=pairing"), "inner 'pairing' makes no embeddings"),
         (("--method", "lens-consistent", "--set", "inner_options=gama=1"), "did you mean gamma"),
         (("--method", "lens-difference", "--set", "anchor=both"), "anchor 'both'"),

@@ -111,12 +111,13 @@ def test_the_command_counts_and_times(
     found: dict[str, Any] = json.loads(told.out.splitlines()[-1])
     assert found["settings"]["new_pairs"] == 30
     rows = {row["method"]: row for row in found["rows"]}
-    assert list(rows) == ["none", "lens", "text", "real"]
+    assert list(rows) == ["none", "lens", "lens-shrinkage", "text", "real"]
     assert rows["none"]["minus_none"] == 0
     spent = rows["text"]["sampling"] + rows["text"]["judging"]
     assert rows["text"]["synthesis_seconds"] == pytest.approx(spent)
-    ratio = found["checks"]["seconds of text synthesis over those of LENS"]
-    assert ratio["interval"][0] <= ratio["value"] <= ratio["interval"][1]
+    for method in ("lens", "lens-shrinkage"):
+        ratio = found["checks"][f"seconds of text synthesis over those of {method}"]
+        assert ratio["interval"][0] <= ratio["value"] <= ratio["interval"][1]
     assert 0 <= found["settings"]["judge_agreement"] <= 1
 
 
