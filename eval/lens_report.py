@@ -11,7 +11,7 @@ from typing import Any
 from decoder.append_file import write_failures
 from decoder.models import versions
 from eval.bench_lens import LensBench, write_tuned
-from eval.curves import estimate_text, figure_text
+from eval.curves import figure_text
 from eval.ensembles_report import check_output
 from eval.lens_picture import draw_ablations, draw_table
 from eval.lens_plan import NONE
@@ -68,7 +68,7 @@ def by_size(lines: Sequence[Line], ratio: float, minus: str = "") -> list[dict[s
         told = line.differences.get(minus) if minus else line.reward
         if at_ratio and told is not None and not line.error:
             row = found.setdefault(line.arm.name, {"method": line.arm.name})
-            row[f"{line.n_pairs} pairs"] = estimate_text(told)
+            row[f"{line.n_pairs} pairs"] = _told(told)
     columns = dict.fromkeys(name for row in found.values() for name in row)
     return [{name: row.get(name, "") for name in columns} for row in found.values()]
 
@@ -113,7 +113,7 @@ def _claims(claims: Mapping[str, Target]) -> list[dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name, target in claims.items():
         place, _, what = name.partition(": ")
-        found.setdefault(what, {"golden reward": what})[place] = estimate_text(target.measured)
+        found.setdefault(what, {"golden reward": what})[place] = _told(target.measured)
     return list(found.values())
 
 
@@ -133,21 +133,25 @@ def _row(line: Line) -> Row:
 
 def _shown(line: Line) -> dict[str, str]:
     minus = {
-        f"minus {name}": estimate_text(line.differences[name]) if name in line.differences else ""
-        for name in AGAINST
+        f"minus {name}": _told(line.differences[name]) if name in line.differences else "" for name in AGAINST
     }
     seconds = line.seconds
     return {
         "pairs": str(line.n_pairs),
         "ratio": f"{line.ratio:g}",
         "method": line.arm.name,
-        "golden": "left out" if line.error else estimate_text(line.reward),
+        "golden": "left out" if line.error else _told(line.reward),
         "share": figure_text(line.share.value),
         "Spearman": figure_text(line.spearman),
         **minus,
         "fit s": f"{seconds['fit']:.1f}" if seconds else "",
         "rest s": f"{seconds['synthesis'] + seconds['head']:.1f}" if seconds else "",
     }
+
+
+def _told(found: Estimate) -> str:
+    """Return an estimate with as many decimals as any other: a column of small differences can be read."""
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _numbers(name: str, found: Estimate) -> Row:

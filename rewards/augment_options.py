@@ -153,7 +153,7 @@ class ShrinkageOptions:
     original pairs and 1 no more than their mean difference and noise. anchor: as in `DifferenceOptions`.
     """
 
-    shrinkage: float = 0.9
+    shrinkage: float = 1.0
     anchor: Anchor = "middle"
 
     def __post_init__(self) -> None:

@@ -16,7 +16,6 @@ from decoder.cli import make_group, run
 from decoder.contracts import UserError
 from eval.bench_lens import LensBench, bench_lens, estimate_seconds, read_tuned, write_tuned
 from eval.bench_lens_command import LENS_LISTS, lens
-from eval.curves import estimate_text
 from eval.lens_cells import Result, run_group
 from eval.lens_material import LensMaterial, open_material, seed_pairs
 from eval.lens_plan import (
@@ -32,6 +31,7 @@ from eval.lens_plan import (
 )
 from eval.lens_report import by_size
 from eval.lens_summary import Tables, checks, chosen_arms, summarise
+from eval.stats import Estimate
 from eval.synthetic_embeddings import make_synthetic
 from rewards.augment import augment
 from rewards.heads import make_head
@@ -184,16 +184,20 @@ def test_differences_are_paired(found: LensBench) -> None:
     assert claims["2x of 40: lens minus none"].measured == line.differences[NONE]
 
 
+def text(found: Estimate) -> str:
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
 def test_the_page_has_a_row_a_method_and_a_column_a_size(found: LensBench) -> None:
     lines = summarise(found)
     told = {row["method"]: row for row in by_size(lines, 2)}
     assert list(told) == [arm.name for arm in ARMS]
     for line in lines:
-        assert told[line.arm.name][f"{line.n_pairs} pairs"] == estimate_text(line.reward)
+        assert told[line.arm.name][f"{line.n_pairs} pairs"] == text(line.reward)
     minus = {row["method"]: row for row in by_size(lines, 2, NONE)}
     assert set(minus) == {arm.name for arm in ARMS} - {NONE}
     line = next(each for each in lines if each.place == ("lens", 2, 40))
-    assert minus["lens"]["40 pairs"] == estimate_text(line.differences[NONE])
+    assert minus["lens"]["40 pairs"] == text(line.differences[NONE])
 
 
 def test_the_share_of_the_golden_reward_is_one(found: LensBench) -> None:

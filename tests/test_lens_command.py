@@ -176,7 +176,7 @@ def test_every_method_writes_a_store(method: str, store: Path, tmp_path: Path) -
 def test_the_default_is_combined_as_it_is_made(store: Path, tmp_path: Path) -> None:
     told = augmented(store, tmp_path / "x")
     assert (told["method"], told["combine"], told["options"]) == (
-        "lens-shrinkage", "own", {"shrinkage": 0.9, "anchor": "middle"}
+        "lens-shrinkage", "own", {"shrinkage": 1.0, "anchor": "middle"}
     )  # fmt: skip
 
 
