@@ -15,7 +15,7 @@ from eval.curves import figure_text
 from eval.ensembles_report import check_output
 from eval.lens_picture import draw_ablations, draw_table
 from eval.lens_plan import NONE
-from eval.lens_summary import AGAINST, Line, checks, chosen_arms, summarise
+from eval.lens_summary import AGAINST, Line, checks, chosen_arms, summarise, summarise_sizes
 from eval.report import Target, emit
 from eval.stats import Estimate
 from eval.sweep_report import table
@@ -73,12 +73,24 @@ def by_size(lines: Sequence[Line], ratio: float, minus: str = "") -> list[dict[s
     return [{name: row.get(name, "") for name in columns} for row in found.values()]
 
 
+def over_sizes(bench: LensBench, ratio: float) -> list[dict[str, str]]:
+    """Return a row a method: golden reward and differences at a ratio, means over all sizes."""
+    columns = ("golden", *(f"minus {name}" for name in AGAINST))
+    return [
+        {"method": name, **{column: _told(told[column]) if column in told else "" for column in columns}}
+        for (name, at), told in summarise_sizes(bench).items()
+        if at == ratio
+    ]
+
+
 def page(bench: LensBench, lines: Sequence[Line], claims: Mapping[str, Target]) -> str:
     """Return the report as Markdown."""
     parts = [f"# LENS: {bench.plan.part}", NOTES]
     if bench.plan.part == "ablations":
         parts += [TUNING, table([{"method": m, "chosen": a.name} for m, a in chosen_arms(bench).items()])]
     else:
+        for ratio in bench.plan.ratios:
+            parts += [f"## Over all sizes, at {ratio:g} x", table(over_sizes(bench, ratio))]
         for ratio in bench.plan.ratios:
             parts += [f"## Golden reward at {ratio:g} x", table(by_size(lines, ratio))]
             for other in AGAINST:

@@ -69,6 +69,12 @@ class Tables:
             return None
         return np.array([result.reward for result in results])
 
+    def over_sizes(self, name: str, ratio: float) -> Floats | None:
+        """Return the rewards (S, P), a mean over the sizes, or None where one has no result."""
+        found = [self.rewards(name, ratio, n_pairs) for n_pairs in self.bench.plan.sizes]
+        there = [rewards for rewards in found if rewards is not None]
+        return np.mean(there, 0) if len(there) == len(found) else None
+
     def minus(self, name: str, other: str, ratio: float, n_pairs: int) -> Difference | None:
         """Return the first arm's reward less the other's, paired over seeds and prompts."""
         sides = [self.rewards(each, ratio, n_pairs) for each in (name, other)]
@@ -92,6 +98,23 @@ def summarise(bench: LensBench) -> list[Line]:
                 if results:
                     lines.append(_line(tables, arm, ratio, n_pairs, bounds))
     return lines
+
+
+def summarise_sizes(bench: LensBench) -> dict[tuple[str, float], dict[str, Estimate]]:
+    """Return (arm, ratio) -> means over all sizes: "golden", and "minus ARM" for the arms of AGAINST."""
+    tables, found = Tables(bench), {}
+    for ratio in bench.plan.ratios:
+        rivals = {name: tables.over_sizes(name, ratio) for name in AGAINST}
+        for arm in bench.arms:
+            rewards = tables.over_sizes(arm.name, ratio)
+            if rewards is not None:
+                minus = {
+                    f"minus {name}": crossed_difference(rewards, rival)
+                    for name, rival in rivals.items()
+                    if rival is not None and name != arm.name
+                }
+                found[arm.name, ratio] = {"golden": crossed_estimate(rewards), **minus}
+    return found
 
 
 def checks(bench: LensBench) -> dict[str, Target]:

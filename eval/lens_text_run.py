@@ -192,7 +192,7 @@ def _rows(
 def _checks(
     rewards: Mapping[str, list[Any]], seconds: Mapping[str, list[dict[str, float]]], texts: TextPairs
 ) -> dict[str, Target]:
-    found = {}
+    found: dict[str, Target] = {}
     for name in MADE:
         spent = np.array([each["synthesis"] for each in seconds[name]])
         spare = SECONDS - spent - [each["head"] for each in seconds[name]]

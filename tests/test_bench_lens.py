@@ -29,9 +29,9 @@ from eval.lens_plan import (
     groups_of,
     table_arms,
 )
-from eval.lens_report import by_size
+from eval.lens_report import by_size, over_sizes
 from eval.lens_summary import Tables, checks, chosen_arms, summarise
-from eval.stats import Estimate
+from eval.stats import Estimate, crossed_estimate
 from eval.synthetic_embeddings import make_synthetic
 from rewards.augment import augment
 from rewards.heads import make_head
@@ -198,6 +198,14 @@ def test_the_page_has_a_row_a_method_and_a_column_a_size(found: LensBench) -> No
     assert set(minus) == {arm.name for arm in ARMS} - {NONE}
     line = next(each for each in lines if each.place == ("lens", 2, 40))
     assert minus["lens"]["40 pairs"] == text(line.differences[NONE])
+    told = {row["method"]: row for row in over_sizes(found, 2)}
+    tables = Tables(found)
+    both = [tables.rewards("lens", 2, size) for size in (20, 40)]
+    bare = [tables.rewards(NONE, 2, size) for size in (20, 40)]
+    assert told["lens"]["golden"] == text(crossed_estimate((both[0] + both[1]) / 2))  # type: ignore[operator]
+    mean = np.mean(np.array(both) - np.array(bare))
+    assert told["lens"]["minus none"].startswith(f"{mean:.3f} [")
+    assert told[NONE]["minus none"] == ""
 
 
 def test_the_share_of_the_golden_reward_is_one(found: LensBench) -> None:
