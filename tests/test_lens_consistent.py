@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -131,7 +131,7 @@ MAKING = [name for name, method in METHODS.items() if method.made_by and name !=
 
 @pytest.mark.parametrize("inner", MAKING)
 def test_it_wraps_any_method(inner: str) -> None:
-    said = "steps=10 latent=3 hidden=4" if inner.startswith("lens") else ""
+    said = "steps=10 latent=3 hidden=4" if "steps" in get_type_hints(METHODS[inner].kind) else ""
     found = consistent(inner=inner, inner_options=said, oversample=2)
     assert draw(found).shape == (7, 2, 24)
     own = {f"inner_{name}" for name in found.inner_.figures()}  # type: ignore[union-attr]
