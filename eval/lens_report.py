@@ -163,7 +163,8 @@ def _shown(line: Line) -> dict[str, str]:
 
 def _told(found: Estimate) -> str:
     """Return an estimate with as many decimals as any other: a column of small differences can be read."""
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    value, low, high = (round(each, 3) + 0.0 for each in (found.value, found.low, found.high))  # no -0.000
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _numbers(name: str, found: Estimate) -> Row:
