@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from decoder.contracts import UserError
 from rewards.augment_methods import COMBINATIONS, find_method, method_options
-from rewards.augment_options import DRAWING, Divergence, Filter, LensOptions
+from rewards.augment_options import DRAWING, Divergence, Filter
 from rewards.heads import make_head, nearest
 
 REAL = "real"  # more pairs that were labelled, in place of made ones: what augmentation could reach at most
@@ -73,6 +73,11 @@ class Arm:
         return dict(self.options)
 
     @property
+    def all_values(self) -> dict[str, Any]:
+        """Return option -> value of all that the method has, set or not."""
+        return {} if self.method == REAL else asdict(method_options(self.method, self.values))
+
+    @property
     def is_lens(self) -> bool:
         """Return whether it is LENS with the paper's autoencoder, in either form."""
         return self.method in LENS
@@ -89,8 +94,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Return what tells its result from others: all that changes it but the arm's name."""
-        arm = {name: value for name, value in asdict(self.arm).items() if name != "name"}
+        """Return what tells its result from others: all that changes it, options that were not set too."""
+        arm = {"method": self.arm.method, "combine": self.arm.combine, "options": self.arm.all_values}
         return json.dumps([arm, float(self.ratio), self.n_pairs, self.seed])
 
     @property
@@ -98,7 +103,7 @@ class Cell:
         """Return what cells that share a synthesiser's fit have in common."""
         if not self.arm.is_lens:
             return self.key
-        learnt = {name: value for name, value in lens_options(self.arm).items() if name not in DRAWING}
+        learnt = {name: value for name, value in self.arm.all_values.items() if name not in DRAWING}
         return json.dumps([learnt, self.n_pairs, self.seed])
 
 
@@ -140,13 +145,6 @@ class LensPlan:
         """Return what changes the result of a cell, and which cells there are does not."""
         axes = ("ratios", "sizes", "seeds")
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in axes}
-
-
-def lens_options(arm: Arm) -> dict[str, Any]:
-    """Return every option of an arm that is LENS."""
-    options = method_options(arm.method, arm.values)
-    assert isinstance(options, LensOptions)
-    return asdict(options)
 
 
 def cells_of(arms: Sequence[Arm], plan: LensPlan) -> list[Cell]:

@@ -27,6 +27,13 @@ def test_ablations_change_one_option_at_a_time_but_noise_with_its_width() -> Non
     assert len(lens) == 1 + 4 + 3 + 2 + 1 + 3 + 1
 
 
+def test_a_result_is_kept_under_all_options() -> None:
+    """So that one of another default is not taken for it."""
+    bare, said = (Cell(Arm("x", "lens", options=o), 4, 100, 0).key for o in ((), (("gamma", 0.1),)))
+    assert bare == said
+    assert '"gamma": 0.1' in bare
+
+
 def test_ablations_have_panels_of_numbers_alone(tmp_path: Path) -> None:
     """Words have no place on an axis, nor has a setting of two options at once."""
     pytest.importorskip("matplotlib")
