@@ -22,6 +22,7 @@ from eval.sweep_report import table
 
 __all__ = ["check_output", "report"]
 Row = dict[str, Any]
+Sizes = Mapping[tuple[str, float], Mapping[str, Estimate]]  # (arm, ratio) -> figures by name
 NOTES = (
     "Golden reward of the best of n by a head's score, exact over all subsets. `pairs`: seed pairs to learn "
     "from; a tenth as many more, of other prompts, to stop on. `ratio`: pairs to learn from over seed pairs; "
@@ -73,12 +74,14 @@ def by_size(lines: Sequence[Line], ratio: float, minus: str = "") -> list[dict[s
     return [{name: row.get(name, "") for name in columns} for row in found.values()]
 
 
-def over_sizes(bench: LensBench, ratio: float) -> list[dict[str, str]]:
-    """Return a row a method: golden reward and differences at a ratio, means over all sizes."""
+def over_sizes(
+    found: Mapping[tuple[str, float], Mapping[str, Estimate]], ratio: float
+) -> list[dict[str, str]]:
+    """Return a row a method: what `summarise_sizes` has found at a ratio."""
     columns = ("golden", *(f"minus {name}" for name in AGAINST))
     return [
         {"method": name, **{column: _told(told[column]) if column in told else "" for column in columns}}
-        for (name, at), told in summarise_sizes(bench).items()
+        for (name, at), told in found.items()
         if at == ratio
     ]
 
@@ -89,8 +92,9 @@ def page(bench: LensBench, lines: Sequence[Line], claims: Mapping[str, Target]) 
     if bench.plan.part == "ablations":
         parts += [TUNING, table([{"method": m, "chosen": a.name} for m, a in chosen_arms(bench).items()])]
     else:
+        found = summarise_sizes(bench)
         for ratio in bench.plan.ratios:
-            parts += [f"## Over all sizes, at {ratio:g} x", table(over_sizes(bench, ratio))]
+            parts += [f"## Over all sizes, at {ratio:g} x", table(over_sizes(found, ratio))]
         for ratio in bench.plan.ratios:
             parts += [f"## Golden reward at {ratio:g} x", table(by_size(lines, ratio))]
             for other in AGAINST:

@@ -30,7 +30,7 @@ from eval.lens_plan import (
     table_arms,
 )
 from eval.lens_report import by_size, over_sizes
-from eval.lens_summary import Tables, checks, chosen_arms, summarise
+from eval.lens_summary import Tables, checks, chosen_arms, summarise, summarise_sizes
 from eval.stats import Estimate, crossed_estimate
 from eval.synthetic_embeddings import make_synthetic
 from rewards.augment import augment
@@ -199,7 +199,7 @@ def test_the_page_has_a_row_a_method_and_a_column_a_size(found: LensBench) -> No
     assert set(minus) == {arm.name for arm in ARMS} - {NONE}
     line = next(each for each in lines if each.place == ("lens", 2, 40))
     assert minus["lens"]["40 pairs"] == text(line.differences[NONE])
-    told = {row["method"]: row for row in over_sizes(found, 2)}
+    told = {row["method"]: row for row in over_sizes(summarise_sizes(found), 2)}
     tables = Tables(found)
     both = [tables.rewards("lens", 2, size) for size in (20, 40)]
     bare = [tables.rewards(NONE, 2, size) for size in (20, 40)]
