@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,11 +27,6 @@ class LensFigures:
     w2: float
     w2_train: float
     separation: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all figures by name."""
-        found = asdict(self)
-        return {**found.pop("vae"), **found}
 
     def warnings(self) -> list[str]:
         """Return a sentence for collapsed latents, and for sides that were driven too far apart."""

@@ -79,10 +79,6 @@ class VaeFigures:
     second_moment: float
     deviation: float
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the figures by name."""
-        return asdict(self)
-
     def warnings(self) -> list[str]:
         """Return a sentence for collapsed latents, and for a model that is worse than none."""
         found = []
@@ -94,6 +90,12 @@ class VaeFigures:
         if self.r2 < 0:
             found.append(f"held-out R2 is {self.r2:.2f}: worse than the mean; give more pairs or fewer steps")
         return found
+
+
+def flat(figures: Any) -> dict[str, Any]:
+    """Return figures by name, those of its `vae` among them."""
+    found = asdict(figures)
+    return {**found.pop("vae"), **found}
 
 
 def new_vae(pairs: PairRows, latent: int, hidden: int, seed: int, condition: int = 0) -> LensVae:

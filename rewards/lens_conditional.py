@@ -15,7 +15,7 @@ residual form are those of LENS (arXiv 2509.26074); rho is ours.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rewards.augment_options import ConditionalOptions
-from rewards.fit_vae import MEASURED_PAIRS, Best, VaeFigures, fit_model, new_vae, vae_figures
+from rewards.fit_vae import MEASURED_PAIRS, Best, VaeFigures, fit_model, flat, new_vae, vae_figures
 from rewards.heads import fitted
 from rewards.lens_noise import noisy
 from rewards.lens_vae import LensVae, Posterior, vae_loss
@@ -44,11 +44,6 @@ class ConditionalFigures:
     vae: VaeFigures
     rho: float
     side: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all figures by name."""
-        found = asdict(self)
-        return {**found.pop("vae"), **found}
 
     def warnings(self) -> list[str]:
         """Return a sentence for collapsed latents, and for a side that is not heard."""
@@ -106,7 +101,7 @@ class Conditional:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the fit by name."""
-        return fitted(self.figures_, "synthesiser").as_json()
+        return flat(fitted(self.figures_, "synthesiser"))
 
     def warnings(self) -> list[str]:
         """Return what is wrong with the latents."""

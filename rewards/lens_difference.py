@@ -14,7 +14,7 @@ the autoencoder of LENS (arXiv 2509.26074).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ from rewards.fit_vae import (
     Best,
     VaeFigures,
     fit_model,
+    flat,
     new_vae,
     vae_figures,
 )
@@ -107,11 +108,6 @@ class DifferenceFigures:
     vae: VaeFigures
     direction: float
 
-    def as_json(self) -> dict[str, Any]:
-        """Return all figures by name."""
-        found = asdict(self)
-        return {**found.pop("vae"), **found}
-
     def warnings(self) -> list[str]:
         """Return what is wrong with the latents."""
         return self.vae.warnings()
@@ -147,7 +143,7 @@ class Difference:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the fit by name."""
-        return fitted(self.figures_, "synthesiser").as_json()
+        return flat(fitted(self.figures_, "synthesiser"))
 
     def warnings(self) -> list[str]:
         """Return what is wrong with the latents."""

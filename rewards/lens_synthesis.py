@@ -12,6 +12,7 @@ from torch import Tensor
 from decoder.contracts import UserError
 from rewards.augment_options import DRAWING, LensOptions
 from rewards.fit_lens import LensFigures, fit_lens
+from rewards.fit_vae import flat
 from rewards.heads import fitted
 from rewards.lens_filter import likeliest, scores
 from rewards.lens_noise import noisy
@@ -72,7 +73,7 @@ class Lens:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the fit by name."""
-        return fitted(self.figures_, "synthesiser").as_json()
+        return flat(fitted(self.figures_, "synthesiser"))
 
     def warnings(self) -> list[str]:
         """Return what is wrong with the latents."""
