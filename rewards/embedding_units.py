@@ -31,6 +31,10 @@ class Units(nn.Module):
         """Return embeddings (..., D) in these units."""
         return (embeddings - self.mean) / self.scale
 
+    def differences(self, pairs: Tensor) -> Tensor:
+        """Return differences (n, D), of pairs (n, 2, D) the first less the second, in these units."""
+        return (pairs[:, 0] - pairs[:, 1]) / self.scale
+
     def restored(self, values: Tensor) -> Tensor:
         """Return what `standardised` turns into these values (..., D)."""
         return values * self.scale + self.mean

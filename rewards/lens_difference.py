@@ -45,6 +45,11 @@ from rewards.principal import LEAST, principal
 SHARES = {"rejected": (1.0, 0.0), "chosen": (0.0, -1.0), "middle": (0.5, -0.5)}
 
 
+def shifted(pairs: Tensor, change: Tensor, anchor: str) -> Tensor:
+    """Return pairs (n, 2, D) whose differences have changed by (n, D), the anchor left where it is."""
+    return pairs + change[:, None] * torch.tensor(SHARES[anchor])[:, None]
+
+
 class Components:
     """Gaussian differences d = centre + W z + noise, z ~ N(0, 1), in closed form; W of rank L.
 
@@ -61,7 +66,7 @@ class Components:
                 f"directions; give at most {most}"
             )
         self.units = Units.of(read_some(pairs, STATISTICS_PAIRS))
-        differences = (rows[:, 0] - rows[:, 1]) / self.units.scale
+        differences = self.units.differences(rows)
         self.centre = differences.mean(0)
         centred = differences - self.centre
         self.directions, self.spread = principal(centred, latent)
@@ -135,11 +140,11 @@ class Difference:
         """Return (n, 2, D) float32: the pairs `sources` (n,), their difference d(z), or d + d(z) - d(mu)."""
         model, options = fitted(self.model_, "synthesiser"), self.options
         pairs = fitted(self._pairs, "synthesiser").read(sources)
-        own = (pairs[:, 0] - pairs[:, 1]) / model.units.scale
+        own = model.units.differences(pairs)
         posterior = model.encode(own)
         drawn = model.decode(noisy(posterior, options.noise, options.variance, rng))
         change = (drawn - (model.decode(posterior.mean) if options.residual else own)) * model.units.scale
-        return pairs + change[:, None] * torch.tensor(SHARES[options.anchor])[:, None]
+        return shifted(pairs, change, options.anchor)
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the fit by name."""
@@ -166,7 +171,7 @@ def _measure(best: Best[Any], pairs: PairRows, held_out: PairRows) -> Difference
     model, sides = best.model, []
     for side in (held_out, pairs):
         rows = read_some(side, MEASURED_PAIRS)
-        values = (rows[:, 0] - rows[:, 1]) / model.units.scale
+        values = model.units.differences(rows)
         posterior = model.encode(values)
         sides.append((values, model.decode(posterior.mean), posterior))
     mean = sides[1][0].mean(0)

@@ -18,7 +18,7 @@ a penalty, Bishop (Neural Computation 1995); that the differences of a pair are 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from rewards.augment_options import ShrinkageOptions
 from rewards.embedding_units import Units
 from rewards.fit_vae import MEASURED_PAIRS, STATISTICS_PAIRS
 from rewards.heads import fitted
-from rewards.lens_difference import SHARES
+from rewards.lens_difference import shifted
 from rewards.pair_draws import Ints
 from rewards.pair_rows import PairRows, read_some
 
@@ -57,10 +57,6 @@ class Moments:
     deviation: Tensor
     units: Units
 
-    def differences(self, pairs: Tensor) -> Tensor:
-        """Return differences (n, D) of pairs (n, 2, D)."""
-        return (pairs[:, 0] - pairs[:, 1]) / self.units.scale
-
 
 class Shrinkage:
     """Draws differences anew. After `fit`: `moments_` and `figures_`."""
@@ -75,7 +71,7 @@ class Shrinkage:
     def fit(self, pairs: PairRows, held_out: PairRows, seed: int) -> Shrinkage:
         """Estimate mean and variances of the differences, and return itself."""
         self._pairs, found = pairs, _moments(pairs)
-        along = found.differences(read_some(held_out, MEASURED_PAIRS)) @ found.mean
+        along = found.units.differences(read_some(held_out, MEASURED_PAIRS)) @ found.mean
         whole = (found.mean**2 + found.deviation**2).sum().sqrt()
         self.moments_, self.figures_ = found, ShrinkageFigures(
             2 * pairs.dimension, float(found.mean.norm() / whole), float((along > 0).float().mean())
@@ -87,12 +83,11 @@ class Shrinkage:
         """Return (n, 2, D) float32: the pairs `sources` (n,) with differences drawn as above."""
         found, s = fitted(self.moments_, "synthesiser"), self.options.shrinkage
         pairs = fitted(self._pairs, "synthesiser").read(sources)
-        own = found.differences(pairs)
+        own = found.units.differences(pairs)
         noise = torch.from_numpy(rng.standard_normal(own.shape, dtype=np.float32))
         drawn = found.mean + (1 - s) ** 0.5 * (own - found.mean) + s**0.5 * found.deviation * noise
         change = (drawn - own) * found.units.scale
-        moved: Tensor = pairs + change[:, None] * torch.tensor(SHARES[self.options.anchor])[:, None]
-        return moved
+        return shifted(pairs, change, self.options.anchor)
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the fit by name."""
@@ -111,12 +106,11 @@ class Shrinkage:
 
 def _moments(pairs: PairRows) -> Moments:
     """Return those of all pairs, READ at a time."""
-    n, zero = len(pairs), torch.zeros(pairs.dimension)
-    found = Moments(zero, zero, Units.of(read_some(pairs, STATISTICS_PAIRS)))
-    total, squares = zero.double(), zero.double()
+    n, units = len(pairs), Units.of(read_some(pairs, STATISTICS_PAIRS))
+    total = squares = torch.zeros(pairs.dimension, dtype=torch.float64)
     for first in range(0, n, READ):
-        part = found.differences(pairs.read(np.arange(first, min(first + READ, n)))).double()
+        part = units.differences(pairs.read(np.arange(first, min(first + READ, n)))).double()
         total, squares = total + part.sum(0), squares + (part**2).sum(0)
     mean = total / n
     deviation = (squares / n - mean**2).clamp(min=0).sqrt()
-    return replace(found, mean=mean.float(), deviation=deviation.float())
+    return Moments(mean.float(), deviation.float(), units)
